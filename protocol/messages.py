@@ -1,0 +1,205 @@
+"""Messages between gateway and worker.
+
+The life of a request::
+
+    gateway ── Control[Submit] ──▶ worker        refused or accepted, the answer comes as deltas
+    gateway ◀── DeltaBatch[TokenDelta …] ── worker
+    gateway ── Control[Cancel] ──▶ worker        optional, at any time
+    gateway ◀── DeltaBatch[EndDelta] ── worker   exactly one for each submitted request
+
+A session is one gateway process. Its deltas stream is opened first; any control call renews the session's lease, and
+a session whose lease lapses is closed with all its requests: Triton does not tell a model that a caller went away.
+
+The types are msgspec structs: checked when decoded, so that a worker may trust what it reads from any Triton client.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+PROTOCOL_VERSION = 1
+
+LEASE_SECONDS = 10.0
+"""A session that sent no control message for so long is closed and its requests are cancelled."""
+
+HEARTBEAT_SECONDS = 1.0
+"""The worker sends a batch at least this often, an empty one when there is nothing to say."""
+
+Identifier = Annotated[str, Meta(min_length=1, max_length=128)]
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+Role = Annotated[str, Meta(pattern="^(system|user|assistant)$")]
+
+
+class SamplingParameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are chosen, and when to stop. The same names, ranges and defaults as in the REST API."""
+
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    """Tokens to generate at most; ``None``: as many as the context has room for."""
+    temperature: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
+    """0 is greedy decoding."""
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    """Sample among the k likeliest tokens; 0 is all of them."""
+    top_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
+    """Sample among the likeliest tokens whose probabilities add up to p; 0 leaves only the likeliest."""
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    """Makes sampling repeatable; ``None``: drawn anew for each request."""
+    stop: Annotated[tuple[StopString, ...], Meta(max_length=16)] = ()
+    """Generation ends before the first of these strings; it is not part of the text."""
+    ignore_eos: bool = False
+    """Go on after the end-of-sequence token (for measurements)."""
+
+
+class TextPart(Struct, frozen=True, tag="text"):
+    """User text. It is always text: special tokens typed into it stay plain characters."""
+
+    text: str
+
+
+class PicturePart(Struct, frozen=True, tag="picture"):
+    """The place of one picture, given by its index in :attr:`Submit.pictures`."""
+
+    index: Annotated[int, Meta(ge=0)]
+
+
+class ChatMessage(Struct, frozen=True):
+    """One turn of a conversation, rendered by the checkpoint's own chat template."""
+
+    role: Role
+    content: tuple[TextPart | PicturePart, ...]
+
+
+class Submit(Struct, frozen=True, kw_only=True, tag="submit"):
+    """Asks for one generation."""
+
+    request_id: Identifier
+    model: str
+    messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1)]
+    pictures: tuple[bytes, ...] = ()
+    """Encoded pictures (PNG, JPEG, …), as the caller sent them."""
+    sampling: SamplingParameters = SamplingParameters()
+    deadline_seconds: Annotated[float, Meta(gt=0.0)] | None = None
+    """Seconds from arrival at the worker after which the request fails with ``DEADLINE_EXCEEDED``."""
+    return_prompt_token_ids: bool = False
+
+
+class Cancel(Struct, frozen=True, tag="cancel"):
+    """Ends a request early. Unknown and already ended requests are no error: the two may cross on the way."""
+
+    request_id: Identifier
+
+
+class OpenSession(Struct, frozen=True):
+    """The one message that opens a deltas stream."""
+
+    session_id: Identifier
+    protocol_version: int = PROTOCOL_VERSION
+
+
+class Control(Struct, frozen=True):
+    """Messages of one session, in order. An empty list only renews the lease."""
+
+    session_id: Identifier
+    messages: tuple[Submit | Cancel, ...] = ()
+
+
+class ControlReply(Struct, frozen=True):
+    """Whether the worker took the messages. It knows no session that it did not see opened, or whose lease lapsed."""
+
+    session_known: bool
+
+
+class ErrorCode(str, Enum):
+    """Why a request failed; the gateway turns each into one HTTP status."""
+
+    INVALID_REQUEST = "invalid_request"
+    INVALID_PICTURE = "invalid_picture"
+    MODEL_NOT_FOUND = "model_not_found"
+    QUEUE_FULL = "queue_full"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+
+
+class RequestError(Struct, frozen=True):
+    """A failure told to the caller: a sentence of our own, never a library's words, a path or a traceback."""
+
+    code: ErrorCode
+    message: str
+    param: str | None = None
+    """The request field at fault, if one is."""
+
+
+class FinishReason(str, Enum):
+    """Why a choice ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class Usage(Struct, frozen=True):
+    """Token counts of one request; ``image_tokens`` are part of ``prompt_tokens``."""
+
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+
+
+class TokenDelta(Struct, frozen=True, kw_only=True, tag="tokens"):
+    """New tokens of one choice."""
+
+    request_id: str
+    index: int = 0
+    """The choice."""
+    text: str = ""
+    """Text that became certain: whole characters, and nothing that may turn out to be a stop string."""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    """Set on the last delta of a choice."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    """On the first delta of a request that asked for them."""
+
+
+class Outcome(str, Enum):
+    """How a request ended."""
+
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class EndDelta(Struct, frozen=True, kw_only=True, tag="end"):
+    """The terminal delta: exactly one for each request, the last that is said of it."""
+
+    request_id: str
+    outcome: Outcome
+    usage: Usage | None = None
+    error: RequestError | None = None
+    """Set when the outcome is ``FAILED``."""
+
+
+Delta = TokenDelta | EndDelta
+
+
+class WorkerStatus(Struct, frozen=True):
+    """What the worker says of itself with each heartbeat."""
+
+    ready: bool
+    """A generation submitted now would succeed."""
+    model: str
+    context_length: int
+    """Prompt and generated tokens together, at most."""
+    running: int = 0
+    waiting: int = 0
+
+
+class DeltaBatch(Struct, frozen=True):
+    """One response on the deltas stream: all that happened since the last one."""
+
+    deltas: tuple[Delta, ...] = field(default=())
+    status: WorkerStatus | None = None
+    """Sent with the first batch of a stream and with every heartbeat."""
+    refusal: RequestError | None = None
+    """The session itself was refused (another protocol version, say); the stream ends."""
