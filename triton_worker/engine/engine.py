@@ -1,0 +1,99 @@
+"""The engine of one process: requests in, tokens out, one step at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from protocol.messages import SamplingParameters
+from triton_worker.engine.kv_cache import BLOCK_TOKENS, BlockPool, KVCache, blocks_for
+from triton_worker.engine.limits import EngineLimits
+from triton_worker.engine.messages import EngineStatus, Generate, StepOutput
+from triton_worker.engine.runner import ModelRunner
+from triton_worker.engine.scheduler import Scheduler
+from triton_worker.models.interface import MultimodalModel
+
+
+class EngineError(Exception):
+    """The engine cannot be built as asked; the message says what would be right."""
+
+
+class Engine:
+    """All requests in flight of one model."""
+
+    def __init__(self, model: MultimodalModel, image_token_id: int, trained_length: int, limits: EngineLimits) -> None:
+        """``trained_length`` is the context length of the checkpoint.
+
+        Raises:
+            EngineError: the KV cache does not fit a single full context.
+        """
+        self.context_length = limits.context_length or trained_length
+        total_blocks = _count_blocks(model, self.context_length, limits)
+        self._pool = BlockPool(total_blocks)
+        self._scheduler = Scheduler(self._pool, limits.max_sequences, limits.max_prefill_tokens)
+        self._runner = ModelRunner(model, image_token_id, total_blocks)
+        self._picture_unit = model.picture_unit
+        self._image_token_id = image_token_id
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self._scheduler.running_count + self._scheduler.waiting_count > 0
+
+    @property
+    def status(self) -> EngineStatus:
+        """How much is going on."""
+        return EngineStatus(
+            running=self._scheduler.running_count,
+            waiting=self._scheduler.waiting_count,
+            free_blocks=self._pool.free_count,
+            total_blocks=self._pool.total,
+        )
+
+    def add(self, request: Generate) -> None:
+        """Queue a request that fits the context."""
+        self._scheduler.add(self._runner.new_sequence(request))
+
+    def abort(self, request_id: str) -> bool:
+        """Drop a request; whether it was there."""
+        return self._scheduler.abort(request_id)
+
+    def step(self) -> StepOutput:
+        """Advance every running request by one token, and start what fits."""
+        chunks = self._scheduler.schedule()
+        tokens = self._scheduler.complete(chunks, self._runner.run(chunks)) if chunks else []
+        return StepOutput(tuple(tokens), self.status)
+
+    def warm_up(self) -> None:
+        """Generate two tokens from a picture, so that being ready means that the whole way works."""
+        unit = self._picture_unit
+        picture = np.zeros((2 * unit, 2 * unit, 3), dtype=np.uint8)
+        self.add(
+            Generate(
+                request_id="warm-up",
+                prompt_token_ids=(self._image_token_id,) * 4 + (0,),
+                pictures=(picture,),
+                sampling=SamplingParameters(temperature=1.0),
+                max_tokens=2,
+                seed=0,
+                stop_token_ids=frozenset(),
+            )
+        )
+        while self.has_work:
+            self.step()
+
+
+def _count_blocks(model: MultimodalModel, context_length: int, limits: EngineLimits) -> int:
+    """KV blocks that memory has room for, and at most as many as the limits can use."""
+    block_bytes = KVCache.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
+    if model.device.type == "cuda":
+        free_bytes = int(torch.cuda.mem_get_info(model.device)[0] * limits.gpu_memory_fraction)
+    else:
+        free_bytes = limits.cpu_kv_cache_bytes
+    total = min(free_bytes // block_bytes, limits.max_sequences * blocks_for(context_length))
+    if total < blocks_for(context_length):
+        raise EngineError(
+            f"The KV cache has room for {total * BLOCK_TOKENS} tokens, but one request may have {context_length}: "
+            f"give --max_model_len {total * BLOCK_TOKENS} or less, or more memory."
+        )
+    return total

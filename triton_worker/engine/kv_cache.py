@@ -1,0 +1,66 @@
+"""The KV cache: a pool of equal blocks, and who holds which."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK_TOKENS = 16
+"""Tokens a KV block holds."""
+
+
+def blocks_for(tokens: int) -> int:
+    """Blocks that hold ``tokens`` tokens."""
+    return -(-tokens // BLOCK_TOKENS)
+
+
+class BlockPool:
+    """Hands out block numbers and takes them back."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._free = list(range(total - 1, -1, -1))
+
+    @property
+    def free_count(self) -> int:
+        """Blocks nobody holds."""
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """``count`` blocks.
+
+        Raises:
+            RuntimeError: fewer are free; the scheduler asks before it takes.
+        """
+        if count > len(self._free):
+            raise RuntimeError(f"{count} KV blocks asked for, {len(self._free)} free")
+        return [self._free.pop() for _ in range(count)]
+
+    def give_back(self, blocks: list[int]) -> None:
+        """Return blocks to the pool."""
+        self._free.extend(blocks)
+
+
+class KVCache:
+    """Keys and values of every layer, in the model's dtype, on its device.
+
+    A block of number ``b`` is rows ``b * BLOCK_TOKENS`` … of ``keys[layer]`` and ``values[layer]``, each
+    ``[total_blocks * BLOCK_TOKENS, kv_heads, head_dim]``.
+    """
+
+    def __init__(
+        self, total_blocks: int, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (layers, total_blocks * BLOCK_TOKENS, kv_heads, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @staticmethod
+    def block_bytes(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Bytes one block takes, keys and values of all layers together."""
+        return 2 * layers * BLOCK_TOKENS * kv_heads * head_dim * dtype.itemsize
+
+    def write(self, layer: int, rows: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store ``key`` and ``value`` (``[tokens, kv_heads, head_dim]``) at ``rows`` (int64 ``[tokens]``)."""
+        self.keys[layer].index_copy_(0, rows, key)
+        self.values[layer].index_copy_(0, rows, value)

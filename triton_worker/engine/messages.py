@@ -1,0 +1,92 @@
+"""What the front and an engine process say to each other: both are ours and local, so pickling carries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.messages import FinishReason, SamplingParameters
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A prepared request: token ids with one placeholder run per picture, and the resized pictures."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    pictures: tuple[NDArray[np.uint8], ...]
+    """RGB, ``[height, width, 3]``, each side a multiple of the model's picture unit."""
+    sampling: SamplingParameters
+    max_tokens: int
+    """Resolved: never more than the context has room for."""
+    seed: int
+    stop_token_ids: frozenset[int]
+    """Tokens that end the text (end of sequence); empty when they are to be ignored."""
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Forget a request and free what it holds; unknown ids are ignored."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """End the process after the current step."""
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """One token of one request."""
+
+    request_id: str
+    token_id: int
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """The engine is alive between two steps."""
+
+    running: int = 0
+    waiting: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+
+
+@dataclass(frozen=True)
+class EngineReady:
+    """The weights are loaded and a warm-up generation went through."""
+
+    context_length: int
+    """Prompt and generated tokens together, at most."""
+
+
+@dataclass(frozen=True)
+class EngineFailed:
+    """The engine cannot start, or cannot go on; the process ends after it."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """Bytes of weights read so far."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """All that one step produced."""
+
+    tokens: tuple[NewToken, ...] = ()
+    status: EngineStatus = field(default_factory=EngineStatus)
+
+
+ToEngine = Generate | Abort | Shutdown
+FromEngine = StepOutput | EngineReady | EngineFailed | LoadProgress
