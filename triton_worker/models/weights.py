@@ -1,0 +1,74 @@
+"""Fills a model's parameters from a checkpoint's tensors and keeps account of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from triton_worker.checkpoint.checkpoint import TensorReader
+from triton_worker.checkpoint.errors import CheckpointError
+from triton_worker.models.interface import Progress
+
+
+class WeightFiller:
+    """Sees to it that every parameter is filled exactly once and that no tensor of the checkpoint is overlooked."""
+
+    def __init__(self, model: nn.Module, reader: TensorReader, progress: Progress | None) -> None:
+        self._unfilled = dict(model.named_parameters())
+        self._unread = set(reader.names)
+        self._reader = reader
+        self._progress = progress
+        self._bytes_done = 0
+        self._bytes_total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        return name in self._reader.names
+
+    def read(self, name: str, *shape: int) -> Tensor:
+        """The checkpoint's tensor `name`. Raises CheckpointError unless it is there and has `shape`."""
+        self._check(name, shape)
+        return self._reader.read(name)
+
+    def read_row(self, name: str, index: int, *shape: int) -> Tensor:
+        """`tensor[index]` of the checkpoint's tensor `name`, which must have `shape`; only that part is read."""
+        self._check(name, shape)
+        return self._reader.read(name, slice(index, index + 1)).squeeze(0)
+
+    def fill(self, parameter: str, *parts: Tensor) -> None:
+        """Copy `parts`, one below the other, into the parameter, converting to its dtype and device."""
+        target = self._unfilled.pop(parameter)
+        start = 0
+        for part in parts:
+            target.data[start : start + len(part)].copy_(part)
+            start += len(part)
+        if start != len(target):
+            raise ValueError(f"{parameter} has {len(target)} rows, {start} were given")
+        self._bytes_done += target.numel() * target.element_size()
+        if self._progress is not None:
+            self._progress(self._bytes_done, self._bytes_total)
+
+    def finish(self, ignorable: Callable[[str], bool] = lambda name: False) -> None:
+        """Raise CheckpointError if the checkpoint has a tensor that was not read and is not ignorable."""
+        if self._unfilled:
+            raise ValueError(f"not filled: {', '.join(sorted(self._unfilled))}")
+        for name in sorted(self._unread):
+            if not ignorable(name):
+                raise CheckpointError(
+                    f"{self._reader.file_of(name)} holds a tensor {name!r} of shape {list(self._reader.shape(name))} "
+                    f"that the configured model has no place for."
+                )
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        if not self.has(name):
+            raise CheckpointError(
+                f"{self._reader.file_of(name)} lacks the tensor {name!r}; shape {list(shape)} was expected."
+            )
+        found = self._reader.shape(name)
+        if found != shape:
+            raise CheckpointError(
+                f"{self._reader.file_of(name)} holds {name!r} with shape {list(found)}; the model's configuration asks "
+                f"for {list(shape)}."
+            )
+        self._unread.discard(name)
