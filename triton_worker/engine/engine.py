@@ -50,6 +50,11 @@ class Engine:
             total_blocks=self._pool.total,
         )
 
+    @property
+    def preemptions(self) -> int:
+        """How often a request had to give its KV blocks back and start again."""
+        return self._scheduler.preemptions
+
     def add(self, request: Generate) -> None:
         """Queue a request that fits the context."""
         self._scheduler.add(self._runner.new_sequence(request))

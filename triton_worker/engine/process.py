@@ -135,6 +135,10 @@ def _build(connection: Connection, settings: EngineSettings) -> Engine:
             last_sent = time.monotonic()
             connection.send(LoadProgress(done, total))
 
+    if settings.device == "cpu":
+        # Triton, front and gateway share the cores. One of torch's threads that waits for a core holds up all of them:
+        # with a thread for each core, 64 streams on two cores ran at a fifth of the speed.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
     dtype: torch.dtype = getattr(torch, settings.dtype)
     model = load_model(checkpoint, dtype, torch.device(settings.device), report)
     engine = Engine(model, settings.image_token_id, checkpoint.seq_length, settings.limits)

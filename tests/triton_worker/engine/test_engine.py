@@ -1,0 +1,153 @@
+"""The engine on the fixture checkpoint: what it answers in a crowd is what transformers answers alone."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from protocol.messages import FinishReason, SamplingParameters
+from tests.triton_worker.models.reference import HF_FIXTURE, NEMO_FIXTURE, Prompt, make_prompt, their_greedy
+from triton_worker.checkpoint import open_checkpoint
+from triton_worker.engine.engine import Engine, EngineError
+from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache
+from triton_worker.engine.limits import EngineLimits
+from triton_worker.engine.messages import Generate, NewToken
+from triton_worker.models.interface import MultimodalModel
+from triton_worker.models.registry import load_model
+
+IMAGE_PAD = 412
+GREEDY = SamplingParameters(temperature=0.0)
+PROMPTS = [
+    make_prompt([(4, 6)], IMAGE_PAD, seed=1),
+    make_prompt([], IMAGE_PAD, seed=2, text_tokens=40),
+    make_prompt([(3, 5), (5, 3)], IMAGE_PAD, seed=3),
+    make_prompt([(1, 9)], IMAGE_PAD, seed=4),
+    make_prompt([(2, 2), (7, 3), (1, 1)], IMAGE_PAD, seed=5),
+    make_prompt([], IMAGE_PAD, seed=6),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> MultimodalModel:
+    return load_model(open_checkpoint(NEMO_FIXTURE), torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    """Greedy tokens of each prompt by transformers, alone."""
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(HF_FIXTURE, dtype=torch.float32).eval()
+    return [their_greedy(theirs, prompt, 24)[1] for prompt in PROMPTS]
+
+
+def generate(
+    request_id: str,
+    prompt: Prompt,
+    sampling: SamplingParameters = GREEDY,
+    max_tokens: int = 24,
+    seed: int = 0,
+    stop_token_ids: frozenset[int] = frozenset(),
+) -> Generate:
+    pictures = tuple(np.asarray(picture) for picture in prompt.pictures)
+    return Generate(request_id, tuple(prompt.token_ids), pictures, sampling, max_tokens, seed, stop_token_ids)
+
+
+def limits(blocks: int, model: MultimodalModel, **sizes: int) -> EngineLimits:
+    """Limits under which the KV cache has just so many blocks."""
+    block_bytes = KVCache.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
+    return EngineLimits(
+        cpu_kv_cache_bytes=blocks * block_bytes,
+        **{"context_length": blocks * BLOCK_TOKENS, "max_sequences": 8, **sizes},
+    )
+
+
+def run(engine: Engine, *requests: Generate) -> dict[str, list[int]]:
+    for request in requests:
+        engine.add(request)
+    return drain(engine)
+
+
+def drain(engine: Engine) -> dict[str, list[int]]:
+    tokens: dict[str, list[int]] = {}
+    while engine.has_work:
+        for token in engine.step().tokens:
+            tokens.setdefault(token.request_id, []).append(token.token_id)
+    return tokens
+
+
+def test_a_crowd_is_answered_as_transformers_answers_each_alone(
+    model: MultimodalModel, expected: list[list[int]]
+) -> None:
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=8))
+    tokens = run(engine, *(generate(str(i), prompt) for i, prompt in enumerate(PROMPTS)))
+    assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
+
+
+def test_preemption_changes_no_token(model: MultimodalModel, expected: list[list[int]]) -> None:
+    engine = Engine(model, IMAGE_PAD, 4096, limits(9, model))
+    tokens = run(engine, *(generate(str(i), prompt) for i, prompt in enumerate(PROMPTS)))
+    assert engine.preemptions > 0
+    assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
+    assert engine.status.free_blocks == engine.status.total_blocks == 9
+
+
+def test_arrivals_and_aborts_in_the_middle_change_no_token(model: MultimodalModel, expected: list[list[int]]) -> None:
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=3))
+    tokens: dict[str, list[int]] = {}
+    for i, prompt in enumerate(PROMPTS):
+        engine.add(generate(str(i), prompt))
+        engine.add(generate(f"aborted {i}", prompt, SamplingParameters(temperature=2.0), max_tokens=50))
+        for token in (t for _ in range(5) for t in engine.step().tokens):
+            tokens.setdefault(token.request_id, []).append(token.token_id)
+        engine.abort(f"aborted {i}")
+    for name, more in drain(engine).items():
+        tokens.setdefault(name, []).extend(more)
+    assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
+    assert engine.status.free_blocks == engine.status.total_blocks
+
+
+def test_a_seeded_request_is_answered_the_same_alone_and_in_a_crowd(model: MultimodalModel) -> None:
+    hot = SamplingParameters(temperature=1.5, top_k=50, top_p=0.95)
+    requests = [generate(str(i), prompt, hot, seed=i) for i, prompt in enumerate(PROMPTS)]
+    engine = Engine(model, IMAGE_PAD, 4096, limits(9, model))
+    together = run(engine, *requests, generate("greedy", PROMPTS[0]))
+    alone = {r.request_id: run(engine, r)[r.request_id] for r in requests}
+    together.pop("greedy")
+    assert together == alone
+    other_seed = run(engine, generate("0", PROMPTS[0], hot, seed=99))
+    assert other_seed["0"] != alone["0"]
+
+
+def test_a_stop_token_ends_and_is_told(model: MultimodalModel, expected: list[list[int]]) -> None:
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits())
+    stop = expected[0][3]
+    place = expected[0].index(stop)
+    engine.add(generate("r", PROMPTS[0], stop_token_ids=frozenset({stop})))
+    tokens: list[NewToken] = []
+    while engine.has_work:
+        tokens += engine.step().tokens
+    assert [t.token_id for t in tokens] == expected[0][: place + 1]
+    assert [t.finish_reason for t in tokens] == [None] * place + [FinishReason.STOP]
+
+
+def test_an_image_token_that_is_generated_stands_for_no_picture(model: MultimodalModel) -> None:
+    prompt = make_prompt([(2, 2)], IMAGE_PAD, seed=7)
+    engine = Engine(model, IMAGE_PAD, 4096, limits(4, model))
+    sequence = generate("r", prompt, max_tokens=40)
+    engine.add(sequence)
+    engine.step()
+    [running] = engine._scheduler._running
+    running.output_token_ids[0] = IMAGE_PAD
+    engine._scheduler._preempt(running)  # the prompt and the generated image token are prefilled together
+    assert len(drain(engine)["r"]) == 39
+
+
+def test_a_cache_too_small_for_one_context_is_refused(model: MultimodalModel) -> None:
+    with pytest.raises(EngineError, match="--max_model_len 48 or less"):
+        Engine(model, IMAGE_PAD, 4096, limits(3, model, context_length=4096))
+
+
+def test_warming_up_leaves_nothing_behind(model: MultimodalModel) -> None:
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits())
+    engine.warm_up()
+    assert not engine.has_work
+    assert engine.status.free_blocks == engine.status.total_blocks
