@@ -1,0 +1,98 @@
+"""The checkpoint's chat template: from messages to the text that the tokenizer reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from protocol.messages import ChatMessage, PicturePart
+from triton_worker.checkpoint import CheckpointError
+
+_PRIVATE_USE = range(0xE000, 0xF900)
+
+
+class TemplateError(ValueError):
+    """The template refused the conversation, or failed on it; the message is fit for the caller."""
+
+
+class ChatTemplate:
+    """A Jinja template out of a checkpoint, run in a sandbox: it sees the messages and nothing else.
+
+    Raises:
+        CheckpointError: there is no template, or it is no valid one.
+    """
+
+    def __init__(self, source: str) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _raise_exception
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise CheckpointError(f"The checkpoint's chat template is not valid Jinja: {error}") from error
+
+    @classmethod
+    def of(cls, directory: Path) -> ChatTemplate:
+        """The template stored beside the tokenizer, in any of the places Hugging Face keeps it."""
+        if (directory / "chat_template.jinja").exists():
+            return cls((directory / "chat_template.jinja").read_text(encoding="utf-8"))
+        for name in ("tokenizer_config.json", "chat_template.json"):
+            path = directory / name
+            if path.exists() and (source := _template_in(json.loads(path.read_text(encoding="utf-8")))):
+                return cls(source)
+        raise CheckpointError(f"{directory}: no chat template; tokenizer_config.json should hold one as chat_template.")
+
+    def render(self, messages: Sequence[ChatMessage], special_tokens: Sequence[str]) -> tuple[str, str]:
+        """The conversation as text, up to where the answer begins, and the literal mark in it.
+
+        User text must not make special tokens, also not together with the text beside it. So the mark, a character that
+        no message contains, is put after each character that could begin one; the tokenizer takes it out again.
+
+        Raises:
+            TemplateError: the template refuses these messages.
+        """
+        texts = [part.text for m in messages for part in m.content if not isinstance(part, PicturePart)]
+        mark = _unused_character("".join(texts))
+        marks = str.maketrans({token[0]: token[0] + mark for token in special_tokens})
+        rendered_messages = [
+            {
+                "role": message.role,
+                "content": [
+                    {"type": "image"}
+                    if isinstance(part, PicturePart)
+                    else {"type": "text", "text": part.text.translate(marks)}
+                    for part in message.content
+                ],
+            }
+            for message in messages
+        ]
+        try:
+            return self._template.render(messages=rendered_messages, add_generation_prompt=True), mark
+        except TemplateError:
+            raise
+        except Exception as error:  # whatever a template may run into
+            raise TemplateError("It fails on these messages.") from error
+
+
+def _template_in(document: Any) -> str | None:
+    """``chat_template`` is a string, or a list of named ones of which ``default`` counts."""
+    stored = document.get("chat_template") if isinstance(document, dict) else None
+    if isinstance(stored, list):
+        named = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}
+        stored = named.get("default")
+    return stored if isinstance(stored, str) else None
+
+
+def _unused_character(text: str) -> str:
+    present = set(text)
+    return next(chr(code) for code in _PRIVATE_USE if chr(code) not in present)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)

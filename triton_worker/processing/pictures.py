@@ -1,0 +1,130 @@
+"""From the bytes of a picture file to the pixels that the vision tower takes."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+# By content, whatever a name or a header says. Formats with a small, well-tested decoder in Pillow.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+_MAX_ASPECT_RATIO = 200  # as transformers' smart_resize
+
+_UPRIGHT_BY_ORIENTATION = {  # EXIF 2.32, tag 0x0112
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(Exception):
+    """A picture that cannot be taken. The message is a sentence for the caller who sent it."""
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """max_pixels_decoded: most pixels, width times height, that a file may unpack to.
+
+    The default is where Pillow begins to warn: 256 MiB as RGB, and more than cameras of up to 89 megapixels take.
+    """
+
+    max_pixels_decoded: int = 89_478_485
+
+
+@dataclass(frozen=True)
+class ResizeBounds:
+    """Fewest and most pixels, width times height, of a resized picture; by default those of Qwen2-VL's processor."""
+
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_pixels <= self.max_pixels:
+            raise ValueError(f"1 <= min_pixels <= max_pixels does not hold for {self.min_pixels} and {self.max_pixels}")
+
+
+def decode_picture(data: bytes, limits: PictureLimits) -> NDArray[np.uint8]:
+    """The first frame of a picture file, upright and on white where it is transparent: uint8 [height, width, 3], RGB.
+
+    The size in the header is checked before anything is unpacked. Raises PictureError.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # The latter under -W error.
+        raise _too_large(limits) from None
+    except Exception:  # Pillow's plugins raise many types on bytes they cannot read.
+        raise PictureError("The data is not a PNG, JPEG, WebP, GIF or BMP picture.") from None
+    with image:
+        if image.width * image.height > limits.max_pixels_decoded:
+            raise _too_large(limits)
+        try:
+            return _rgb(_upright(image))
+        except Image.DecompressionBombError:
+            raise _too_large(limits) from None
+        except Exception:  # As above, now from the decoders.
+            raise PictureError("The picture is truncated or damaged.") from None
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Height and width in multiples of `factor` whose product lies within the bounds, at nearly the same aspect ratio.
+
+    The formula is that of Qwen2-VL's image processor. Raises PictureError for an aspect ratio above 200.
+    """
+    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
+        raise PictureError(f"One side of the picture is more than {_MAX_ASPECT_RATIO} times as long as the other.")
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def resize_picture(picture: NDArray[np.uint8], bounds: ResizeBounds, unit: int = 28) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3] -> the same, sides in multiples of `unit` and within `bounds`. Raises PictureError.
+
+    Bicubic with Pillow on 8-bit values, which is what transformers' processor does.
+    """
+    height, width = picture.shape[:2]
+    new_height, new_width = smart_resize(height, width, unit, bounds.min_pixels, bounds.max_pixels)
+    image = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.BICUBIC)
+    return np.array(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The decoded image, turned as its EXIF orientation asks. Unreadable EXIF counts as none."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # The EXIF parser raises many types; what it describes is not worth a refusal.
+        orientation = None
+    method = _UPRIGHT_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit greys at 255, which leaves nearly all of them white; keep the high byte instead.
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.array(image.convert("RGB"))
+
+
+def _too_large(limits: PictureLimits) -> PictureError:
+    return PictureError(f"The picture has more than {limits.max_pixels_decoded:,} pixels.")

@@ -1,0 +1,131 @@
+"""The checkpoint's tokenizer, with user text and special tokens kept apart."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as BackendTokenizer
+
+from triton_worker.checkpoint import CheckpointError
+
+IMAGE_TOKEN = "<|image_pad|>"
+_END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+
+# The split of Qwen2Tokenizer in Hugging Face transformers, for checkpoints without a tokenizer.json.
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Raises:
+        CheckpointError: the directory holds no tokenizer that fits a Qwen vision-language model.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        settings = (
+            _read_json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").exists() else {}
+        )
+        document = _tokenizer_document(directory, settings)
+        added = document.get("added_tokens") or []
+        self._special_ids: dict[str, int] = {token["content"]: token["id"] for token in added}
+        if IMAGE_TOKEN not in self._special_ids:
+            raise CheckpointError(
+                f"{directory}: the tokenizer has no {IMAGE_TOKEN} token; a Qwen-VL tokenizer is needed."
+            )
+        self._decoder = _backend(document, directory)
+        # Without its added tokens the tokenizer cannot make one, whatever the text.
+        self._text_encoder = _backend({**document, "added_tokens": [], "post_processor": None}, directory)
+        longest_first = sorted(self._special_ids, key=len, reverse=True)
+        self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self.image_token_id = self._special_ids[IMAGE_TOKEN]
+        self.end_token_ids = self._end_token_ids(directory, settings)
+
+    @property
+    def special_tokens(self) -> Iterable[str]:
+        """The added tokens' texts."""
+        return self._special_ids.keys()
+
+    def encode_template(self, text: str, literal_mark: str) -> list[int]:
+        """Token ids of a rendered template: special tokens in it are special.
+
+        ``literal_mark`` is a character put into user text to break special tokens up; it is taken out before encoding.
+        """
+        token_ids: list[int] = []
+        for index, piece in enumerate(self._special_pattern.split(text)):
+            if index % 2:
+                token_ids.append(self._special_ids[piece])
+            elif piece:
+                token_ids += self._text_encoder.encode(piece.replace(literal_mark, ""), add_special_tokens=False).ids
+        return token_ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of token ids; special tokens and rows that pad the vocabulary have none."""
+        return self._decoder.decode(token_ids, skip_special_tokens=True)
+
+    def _end_token_ids(self, directory: Path, settings: dict[str, Any]) -> frozenset[int]:
+        """Tokens that end an answer: those of generation_config.json, or else the tokenizer's own."""
+        generation = directory / "generation_config.json"
+        if generation.exists() and (stored := _read_json(generation).get("eos_token_id")) is not None:
+            return frozenset(stored if isinstance(stored, list) else [stored])
+        eos = settings.get("eos_token")
+        names = (*_END_TOKENS, eos.get("content") if isinstance(eos, dict) else eos)
+        ends = frozenset(self._special_ids[name] for name in names if name in self._special_ids)
+        if not ends:
+            raise CheckpointError(f"{directory}: the tokenizer names no end-of-sequence token.")
+        return ends
+
+
+def _tokenizer_document(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The content of tokenizer.json, made from vocab.json and merges.txt where it is missing."""
+    if (directory / "tokenizer.json").exists():
+        return _read_json(directory / "tokenizer.json")
+    for name in ("vocab.json", "merges.txt"):
+        if not (directory / name).exists():
+            raise CheckpointError(
+                f"{directory}: neither tokenizer.json nor {name} is there; the tokenizer's files are needed."
+            )
+    try:
+        model = models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt"))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{directory}: vocab.json and merges.txt hold no byte-level BPE vocabulary.") from error
+    backend = BackendTokenizer(model)
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    document: dict[str, Any] = json.loads(backend.to_str())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = settings.get("added_tokens_decoder") or {}
+    document["added_tokens"] = [{**flags, **token, "id": int(token_id)} for token_id, token in added.items()]
+    return document
+
+
+def _backend(document: dict[str, Any], directory: Path) -> BackendTokenizer:
+    try:
+        return BackendTokenizer.from_str(json.dumps(document))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(
+            f"{directory}: the tokenizer's files cannot be read as a Hugging Face tokenizer."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON.") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: a JSON object was expected.")
+    return document
