@@ -1,0 +1,240 @@
+"""The front with a recording engine: admission, ends, cancels, leases. The real engine is behind it in tests/e2e."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from protocol.messages import (
+    Cancel,
+    ChatMessage,
+    Control,
+    DeltaBatch,
+    EndDelta,
+    ErrorCode,
+    FinishReason,
+    OpenSession,
+    Outcome,
+    PicturePart,
+    SamplingParameters,
+    Submit,
+    TextPart,
+    TokenDelta,
+)
+from triton_worker.checkpoint import open_checkpoint
+from triton_worker.engine.messages import Abort, EngineReady, Generate, NewToken, StepOutput, ToEngine
+from triton_worker.processing.pictures import PictureLimits, ResizeBounds
+from triton_worker.processing.processor import Processor
+from triton_worker.serving.front import Front
+from triton_worker.serving.session import Session
+
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "nemo2-qwen25vl-tiny"
+
+
+class Harness:
+    """A front, one session, and what the engine was told."""
+
+    def __init__(self, processor: Processor, max_requests: int = 4) -> None:
+        self.to_engine: list[ToEngine] = []
+        self._executor = ThreadPoolExecutor(1)
+        self.processor = processor
+        self.front = Front("tiny", processor, self.to_engine.append, self._executor, max_requests)
+        self.front.on_engine_message(EngineReady(context_length=128))
+        self.session = self.open("s")
+        self.said: list[TokenDelta | EndDelta] = []
+
+    def open(self, session_id: str) -> Session:
+        session = self.front.open_session(OpenSession(session_id))
+        assert isinstance(session, Session)
+        return session
+
+    def submit(self, request_id: str, text: str = "hi", **fields: object) -> None:
+        message = ChatMessage("user", (TextPart(text),))
+        submit = Submit(**{"request_id": request_id, "model": "tiny", "messages": (message,), **fields})  # type: ignore[arg-type]
+        assert self.front.control(Control("s", (submit,))).session_known
+
+    async def generate(self, request_id: str, text: str = "hi", **fields: object) -> Generate:
+        """Submit, and wait until the engine has it."""
+        before = len(self.to_engine)
+        self.submit(request_id, text, **fields)
+        while len(self.to_engine) == before:
+            await asyncio.sleep(0.001)
+        generate = self.to_engine[before]
+        assert isinstance(generate, Generate)
+        return generate
+
+    def tokens(self, engine_id: str, text: str, finish: FinishReason | None = None) -> None:
+        """Let the engine say `text`, one token a character."""
+        ids = self.processor.tokenizer.encode_template(text, "\ue000")
+        for place, token_id in enumerate(ids):
+            last = place == len(ids) - 1
+            token = NewToken(engine_id, token_id, finish if last else None)
+            self.front.on_engine_message(StepOutput((token,)))
+
+    async def end_of(self, request_id: str) -> EndDelta:
+        while True:
+            for delta in self.said:
+                if isinstance(delta, EndDelta) and delta.request_id == request_id:
+                    return delta
+            batch = await asyncio.wait_for(self.session.next_batch(), 5)
+            assert isinstance(batch, DeltaBatch)
+            self.said += batch.deltas
+
+    def text_of(self, request_id: str) -> str:
+        return "".join(d.text for d in self.said if isinstance(d, TokenDelta) and d.request_id == request_id)
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(open_checkpoint(FIXTURE), 28, PictureLimits(), ResizeBounds())
+
+
+@pytest.fixture
+def harness(processor: Processor) -> Harness:
+    return Harness(processor)
+
+
+async def test_tokens_become_text_and_one_end(harness: Harness) -> None:
+    generate = await harness.generate("r", return_prompt_token_ids=True)
+    harness.tokens(generate.request_id, "A fox.", FinishReason.LENGTH)
+    end = await harness.end_of("r")
+    assert harness.text_of("r") == "A fox."
+    assert end.outcome is Outcome.FINISHED
+    assert end.usage is not None
+    assert end.usage.prompt_tokens == len(generate.prompt_token_ids)
+    first = next(d for d in harness.said if isinstance(d, TokenDelta))
+    assert first.prompt_token_ids == generate.prompt_token_ids
+    assert harness.front.idle
+    assert harness.to_engine[-1] == Abort(generate.request_id)
+
+
+async def test_a_stop_string_ends_the_text_before_it_and_frees_the_engine(harness: Harness) -> None:
+    generate = await harness.generate("r", sampling=SamplingParameters(stop=("dog",)))
+    harness.tokens(generate.request_id, "fox dog fox")
+    end = await harness.end_of("r")
+    assert harness.text_of("r") == "fox "
+    assert end.outcome is Outcome.FINISHED
+    assert harness.to_engine[-1] == Abort(generate.request_id)
+    reasons = [d.finish_reason for d in harness.said if isinstance(d, TokenDelta) and d.finish_reason]
+    assert reasons == [FinishReason.STOP]
+
+
+async def test_a_cancel_ends_at_once_and_frees_the_engine(harness: Harness) -> None:
+    generate = await harness.generate("r")
+    harness.front.control(Control("s", (Cancel("r"), Cancel("never heard of"))))
+    assert (await harness.end_of("r")).outcome is Outcome.CANCELLED
+    assert harness.to_engine[-1] == Abort(generate.request_id)
+    harness.tokens(generate.request_id, "late", FinishReason.STOP)
+    await asyncio.sleep(0.01)
+    assert harness.text_of("r") == ""
+
+
+async def test_a_cancel_before_the_prompt_is_ready_never_reaches_the_engine(harness: Harness) -> None:
+    harness.submit("r")
+    harness.front.control(Control("s", (Cancel("r"),)))
+    assert (await harness.end_of("r")).outcome is Outcome.CANCELLED
+    await asyncio.sleep(0.05)
+    assert not [m for m in harness.to_engine if isinstance(m, Generate)]
+
+
+async def test_a_full_queue_refuses(processor: Processor) -> None:
+    harness = Harness(processor, max_requests=1)
+    await harness.generate("first")
+    harness.submit("second")
+    end = await harness.end_of("second")
+    assert end.error is not None
+    assert end.error.code is ErrorCode.QUEUE_FULL
+    harness.front.control(Control("s", (Cancel("first"),)))
+    await harness.generate("third")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"model": "gpt"}, ErrorCode.MODEL_NOT_FOUND, "model"),
+        ({"text": "word " * 200}, ErrorCode.INVALID_REQUEST, "prompt"),
+        ({"sampling": SamplingParameters(max_tokens=128)}, ErrorCode.INVALID_REQUEST, "max_tokens"),
+        (
+            {"messages": (ChatMessage("user", (PicturePart(0), TextPart("?"))),), "pictures": (b"GIF89a",)},
+            ErrorCode.INVALID_PICTURE,
+            "image",
+        ),
+        ({"messages": (ChatMessage("user", (PicturePart(0),)),)}, ErrorCode.INVALID_REQUEST, "image"),
+        ({"pictures": (b"not shown",)}, ErrorCode.INVALID_REQUEST, "image"),
+    ],
+)
+async def test_what_cannot_run_fails_with_a_sentence(
+    harness: Harness, fields: dict[str, object], code: ErrorCode, param: str
+) -> None:
+    harness.submit("r", **fields)  # type: ignore[arg-type]
+    end = await harness.end_of("r")
+    assert end.outcome is Outcome.FAILED
+    assert end.error is not None
+    assert (end.error.code, end.error.param) == (code, param)
+    assert end.error.message.endswith(".")
+    assert harness.front.idle
+
+
+async def test_a_deadline_ends_a_request(harness: Harness) -> None:
+    generate = await harness.generate("r", deadline_seconds=0.05)
+    end = await harness.end_of("r")
+    assert end.error is not None
+    assert end.error.code is ErrorCode.DEADLINE_EXCEEDED
+    assert harness.to_engine[-1] == Abort(generate.request_id)
+
+
+async def test_a_lapsed_session_is_closed_with_its_requests(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = await harness.generate("r")
+    monkeypatch.setattr(Session, "lapsed", property(lambda self: True))
+    closing = asyncio.ensure_future(harness.front.close_lapsed_sessions(0.01))
+    assert (await harness.end_of("r")).outcome is Outcome.CANCELLED
+    assert await harness.session.next_batch() is None
+    assert not harness.front.control(Control("s")).session_known
+    assert harness.to_engine[-1] == Abort(generate.request_id)
+    closing.cancel()
+
+
+async def test_a_dead_engine_fails_every_request_and_takes_no_more(harness: Harness) -> None:
+    await harness.generate("running")
+    harness.front.on_engine_exit()
+    harness.submit("late")
+    for name in ("running", "late"):
+        end = await harness.end_of(name)
+        assert end.error is not None
+        assert end.error.code is ErrorCode.UNAVAILABLE
+    batch = await harness.open("t").next_batch()
+    assert batch is not None
+    assert batch.status is not None
+    assert not batch.status.ready
+
+
+async def test_a_draining_front_finishes_what_runs_and_takes_no_more(harness: Harness) -> None:
+    generate = await harness.generate("running")
+    harness.front.drain()
+    harness.submit("late")
+    assert (await harness.end_of("late")).outcome is Outcome.FAILED
+    harness.tokens(generate.request_id, "done", FinishReason.STOP)
+    assert (await harness.end_of("running")).outcome is Outcome.FINISHED
+
+
+async def test_two_gateways_may_use_the_same_request_id(harness: Harness) -> None:
+    other = harness.open("other")
+    mine = await harness.generate("r")
+    message = ChatMessage("user", (TextPart("other"),))
+    harness.front.control(Control("other", (Submit(request_id="r", model="tiny", messages=(message,)),)))
+    await asyncio.sleep(0.05)
+    theirs = harness.to_engine[-1]
+    assert isinstance(theirs, Generate)
+    assert theirs.request_id != mine.request_id
+    harness.tokens(mine.request_id, "mine", FinishReason.STOP)
+    assert (await harness.end_of("r")).outcome is Outcome.FINISHED
+    batch = await other.next_batch()
+    assert batch is not None
+    assert batch.deltas == ()
+
+
+def test_another_protocol_version_is_refused(harness: Harness) -> None:
+    refusal = harness.front.open_session(OpenSession("s", protocol_version=99))
+    assert not isinstance(refusal, Session)
+    assert "99" in refusal.message

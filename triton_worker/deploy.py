@@ -1,0 +1,163 @@
+"""The command ``deploy_inframework_triton``: worker and gateway together, started, watched and ended as one."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from triton_worker.serving.flags import Flags, add_flag, add_worker_flags, port, settings_from
+from triton_worker.serving.leftovers import sweep_dead_runs
+from triton_worker.serving.settings import WorkerSettings
+
+_GATEWAY_EXIT_SECONDS = 40.0
+_WORKER_EXIT_SECONDS = 40.0
+_EXAMPLE_PICTURE = Path("examples/pictures/red-circle.png")
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the two processes."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve until Ctrl-C or SIGTERM; exits with 0 then, and with 1 when a part failed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="deploy_inframework_triton",
+        description="Serve a NeMo 2.0 vision-language checkpoint: Triton, our engine and the REST gateway.",
+        allow_abbrev=False,
+    )
+    add_worker_flags(parser.add_argument_group("worker"))
+    _add_gateway_flags(parser.add_argument_group("gateway"))
+    arguments = parser.parse_args(argv)
+    _end_if_port_is_taken(parser, arguments)
+
+    gateway_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_gateway_flags(gateway_parser)
+    _, worker_argv = gateway_parser.parse_known_args(argv)
+
+    stop_asked = threading.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stop_asked.set())
+    worker = _Part("worker", _start("triton_worker", worker_argv, {}))
+    gateway = _Part("gateway", _start("app", [], _gateway_environment(arguments, settings_from(arguments))))
+    failed = _watch(stop_asked, (worker, gateway), arguments)
+    _stop(gateway, _GATEWAY_EXIT_SECONDS)
+    _stop(worker, _WORKER_EXIT_SECONDS)
+    sweep_dead_runs()
+    sys.exit(1 if failed or worker.process.returncode or gateway.process.returncode else 0)
+
+
+def _add_gateway_flags(flags: Flags) -> None:
+    add_flag(flags, "-sp", "--server_port", type=port, default=8080, help="Port of the REST gateway.")
+    add_flag(flags, "-sa", "--server_address", default="0.0.0.0", help="Address of the REST gateway.")
+
+
+def _gateway_environment(arguments: argparse.Namespace, worker: WorkerSettings) -> dict[str, str]:
+    address = "127.0.0.1" if worker.triton.grpc_address == "0.0.0.0" else worker.triton.grpc_address
+    return {
+        "MULTIMODAL_HOST": arguments.server_address,
+        "MULTIMODAL_PORT": str(arguments.server_port),
+        "MULTIMODAL_TRITON_GRPC_URL": f"{address}:{worker.triton.grpc_port}",
+    }
+
+
+def _start(module: str, argv: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A process of its own session, so that Ctrl-C reaches this one alone and the parts end in order."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *argv],
+        env={**os.environ, **environment},
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _watch(stop_asked: threading.Event, parts: tuple[_Part, _Part], arguments: argparse.Namespace) -> bool:
+    """Wait until asked to stop, announcing readiness once; whether a part ended by itself."""
+    announced = False
+    while not stop_asked.wait(0.2):
+        for part in parts:
+            if part.process.poll() is not None:
+                print(f"error: the {part.name} ended with exit code {part.process.returncode}.", file=sys.stderr)
+                return True
+        if not announced and _is_ready(arguments.server_port):
+            _announce(arguments)
+            announced = True
+    return False
+
+
+def _is_ready(server_port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server_port}/health/ready", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _announce(arguments: argparse.Namespace) -> None:
+    url = f"http://localhost:{arguments.server_port}"
+    picture = _EXAMPLE_PICTURE if _EXAMPLE_PICTURE.exists() else Path("picture.png")
+    print(
+        f"""
+Ready: {arguments.triton_model_name}
+
+  Try it in the browser   {url}/docs
+  Triton                  http {arguments.triton_port}, gRPC {arguments.triton_grpc_port}, \
+metrics {arguments.triton_metrics_port}
+  Ask about a picture:
+
+curl {url}/v1/multimodal/generate \\
+  -F image=@{picture} \\
+  -F prompt="What is in this image?" \\
+  -F 'params={{"max_tokens": 40, "temperature": 0}}'
+
+Ctrl-C ends it.
+""",
+        flush=True,
+    )
+
+
+def _stop(part: _Part, seconds: float) -> None:
+    part.process.terminate()
+    try:
+        part.process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        print(f"error: the {part.name} did not end within {seconds:g} seconds and is killed.", file=sys.stderr)
+        part.process.kill()
+        part.process.wait()
+
+
+def _end_if_port_is_taken(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((arguments.server_address, arguments.server_port))
+        except OSError:
+            parser.exit(
+                1,
+                f"error: port {arguments.server_port} on {arguments.server_address} is taken or not allowed; "
+                "choose another with --server_port.\n",
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The worker's command-line flags. Each can be given as an environment variable too: MULTIMODAL_ and the long name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from triton_worker.engine.limits import EngineLimits
+from triton_worker.processing.pictures import ResizeBounds
+from triton_worker.serving.settings import TritonAddresses, WorkerSettings
+
+ENVIRONMENT_PREFIX = "MULTIMODAL_"
+
+
+Flags = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def add_flag(flags: Flags, *names: str, default: Any = None, required: bool = False, help: str, **options: Any) -> None:
+    """Like ``add_argument``, with an environment variable behind it; the help text tells both it and the default."""
+    long_name = next(name for name in names if name.startswith("--")).removeprefix("--")
+    variable = ENVIRONMENT_PREFIX + long_name.upper()
+    told = os.environ.get(variable)
+    shown = "" if default is None else f" Default: {default}."
+    if options.get("action") == "store_true":
+        default = told is not None and told.lower() in ("1", "true", "yes")
+    elif told is not None:
+        default, required = told, False  # argparse converts and checks a default that is a string
+    flags.add_argument(
+        *names, default=default, required=required, help=f"{help}{shown} [{variable}]".replace("%", "%%"), **options
+    )
+
+
+def add_worker_flags(flags: Flags) -> None:
+    """The flags of a worker. Names, short forms and defaults of the first group are those of NeMo Export-Deploy."""
+    add_flag(flags, "-nc", "--nemo_checkpoint", required=True, help="Checkpoint directory (NeMo 2.0 or Hugging Face).")
+    add_flag(flags, "-tmn", "--triton_model_name", required=True, help="Name under which the model is served.")
+    add_flag(flags, "-trp", "--triton_port", type=port, default=8000, help="Triton's HTTP port.")
+    add_flag(flags, "-tha", "--triton_http_address", default="0.0.0.0", help="Address of Triton's HTTP port.")
+    add_flag(
+        flags,
+        "-pd",
+        "--params_dtype",
+        type=one_of("float16", "bfloat16", "float32"),
+        default="bfloat16",
+        help="Data type of the parameters: float16, bfloat16 or float32.",
+    )
+    add_flag(flags, "-dm", "--debug_mode", action="store_true", help="Log more.")
+    add_flag(
+        flags, "--triton_grpc_port", type=port, default=8001, help="Triton's gRPC port, which the gateway speaks to."
+    )
+    add_flag(
+        flags,
+        "--triton_grpc_address",
+        default="127.0.0.1",
+        help="Address of Triton's gRPC port: reachable from here alone.",
+    )
+    add_flag(flags, "--triton_metrics_port", type=port, default=8002, help="Port of Triton's metrics.")
+    add_flag(flags, "--tokenizer", help="Directory of the tokenizer, where the checkpoint holds none.")
+    add_flag(flags, "--device", type=one_of("auto", "cpu", "cuda"), default="auto", help="auto, cpu or cuda.")
+    add_flag(flags, "--max_num_seqs", type=positive, default=64, help="Requests computed at once.")
+    add_flag(
+        flags, "--max_queued_requests", type=natural, default=256, help="Requests that may wait; more are refused."
+    )
+    add_flag(
+        flags, "--max_model_len", type=positive, help="Tokens of prompt and answer together; else the checkpoint's."
+    )
+    add_flag(
+        flags, "--gpu_memory_fraction", type=fraction, default=0.9, help="Part of the free GPU memory for the KV cache."
+    )
+    add_flag(flags, "--min_pixels", type=positive, default=56 * 56, help="Pictures with fewer pixels are enlarged.")
+    add_flag(flags, "--max_pixels", type=positive, default=28 * 28 * 1280, help="Pictures with more are made smaller.")
+
+
+def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
+    """The settings that the parsed flags mean."""
+    return WorkerSettings(
+        nemo_checkpoint=arguments.nemo_checkpoint,
+        model_name=arguments.triton_model_name,
+        tokenizer=arguments.tokenizer,
+        dtype=arguments.params_dtype,
+        device=arguments.device,
+        triton=TritonAddresses(
+            http_address=arguments.triton_http_address,
+            http_port=arguments.triton_port,
+            grpc_address=arguments.triton_grpc_address,
+            grpc_port=arguments.triton_grpc_port,
+            metrics_port=arguments.triton_metrics_port,
+        ),
+        limits=EngineLimits(
+            max_sequences=arguments.max_num_seqs,
+            context_length=arguments.max_model_len,
+            gpu_memory_fraction=arguments.gpu_memory_fraction,
+        ),
+        max_requests=arguments.max_num_seqs + arguments.max_queued_requests,
+        resize_bounds=ResizeBounds(min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels),
+        debug=arguments.debug_mode,
+    )
+
+
+def parse_worker_flags(argv: Sequence[str] | None = None) -> WorkerSettings:
+    """Settings from the command line and the environment; exits with 2 and a sentence when they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="multimodal-worker", description="Serves a vision-language checkpoint over Triton.", allow_abbrev=False
+    )
+    add_worker_flags(parser)
+    return settings_from(parser.parse_args(argv))
+
+
+def _number(kind: Callable[[str], Any], low: float, high: float, expected: str) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return value
+
+    return convert
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Converter that takes one of ``choices`` (argparse's own ``choices`` does not check defaults)."""
+
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
+        return text
+
+    return convert
+
+
+port = _number(int, 1, 65535, "a port (1 to 65535)")
+positive = _number(int, 1, 2**31 - 1, "a whole number above 0")
+natural = _number(int, 0, 2**31 - 1, "a whole number from 0")
+fraction = _number(float, 0.01, 1.0, "a number from 0.01 to 1")

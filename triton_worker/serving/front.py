@@ -1,0 +1,254 @@
+"""The front: all requests and sessions of one worker, between Triton's callables and the engine process.
+
+Everything here runs in one event loop, so nothing needs a lock; preparing prompts (decoding pictures, tokenizing)
+runs in a pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from protocol.messages import (
+    PROTOCOL_VERSION,
+    Cancel,
+    Control,
+    ControlReply,
+    Delta,
+    EndDelta,
+    ErrorCode,
+    OpenSession,
+    Outcome,
+    RequestError,
+    Submit,
+    WorkerStatus,
+)
+from triton_worker.engine.messages import (
+    Abort,
+    EngineFailed,
+    EngineReady,
+    EngineStatus,
+    FromEngine,
+    LoadProgress,
+    StepOutput,
+    ToEngine,
+)
+from triton_worker.processing.processor import Processor, RequestRefused
+from triton_worker.serving.generation import Generation
+from triton_worker.serving.session import Session
+
+logger = logging.getLogger(__name__)
+
+ENGINE_SILENCE_SECONDS = 60.0
+"""An engine that finished no step for so long is taken for hung: not ready."""
+
+_LOST = RequestError(ErrorCode.UNAVAILABLE, "The model went away while this request ran. Please try again.")
+_STARTING = RequestError(ErrorCode.UNAVAILABLE, "The model is still being loaded. Please try again later.")
+_STOPPING = RequestError(ErrorCode.UNAVAILABLE, "The model is shutting down. Please try again.")
+
+
+@dataclass
+class _Client:
+    """A session and its requests."""
+
+    session: Session
+    generations: dict[str, Generation] = field(default_factory=dict)
+
+
+class Front:
+    """Admits requests, hands them to the engine and their tokens to the sessions."""
+
+    def __init__(
+        self,
+        model: str,
+        processor: Processor,
+        to_engine: Callable[[ToEngine], None],
+        preparing: Executor,
+        max_requests: int,
+    ) -> None:
+        """``max_requests``: how many may be in the worker at once, running and waiting; more are refused."""
+        self._model = model
+        self._processor = processor
+        self._to_engine = to_engine
+        self._preparing = preparing
+        self._max_requests = max_requests
+        self._clients: dict[str, _Client] = {}
+        # The engine's ids are our own: a gateway may use a request id again while tokens of its first use still come.
+        self._engine_ids = itertools.count()
+        self._by_engine_id: dict[str, Generation] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._context_length: int | None = None
+        self._engine_status = EngineStatus()
+        self._engine_heard_at = time.monotonic()
+        self._refusal: RequestError | None = _STARTING
+
+    # -- sessions ------------------------------------------------------------------------------------------------------
+
+    def open_session(self, message: OpenSession) -> Session | RequestError:
+        """A new session; one of the same id is replaced, and its requests are cancelled."""
+        if message.protocol_version != PROTOCOL_VERSION:
+            return RequestError(
+                ErrorCode.UNAVAILABLE,
+                f"The gateway speaks protocol version {message.protocol_version}, the worker {PROTOCOL_VERSION}.",
+            )
+        self.close_session(message.session_id)
+        session = Session(self._status)
+        self._clients[message.session_id] = _Client(session)
+        return session
+
+    def close_session(self, session_id: str) -> None:
+        """Cancel what a session asked for and end its stream."""
+        client = self._clients.pop(session_id, None)
+        if client is not None:
+            for generation in list(client.generations.values()):
+                generation.cancel()
+            client.session.close()
+
+    def control(self, message: Control) -> ControlReply:
+        """Take a session's messages, and renew its lease."""
+        client = self._clients.get(message.session_id)
+        if client is None:
+            return ControlReply(session_known=False)
+        client.session.renew()
+        for item in message.messages:
+            match item:
+                case Submit():
+                    self._submit(client, item)
+                case Cancel(request_id) if request_id in client.generations:
+                    client.generations[request_id].cancel()
+        return ControlReply(session_known=True)
+
+    async def close_lapsed_sessions(self, period_seconds: float = 1.0) -> None:
+        """Runs for ever: closes the sessions of gateways that went away."""
+        while True:
+            await asyncio.sleep(period_seconds)
+            for session_id, client in list(self._clients.items()):
+                if client.session.lapsed:
+                    logger.warning("A gateway let its lease lapse; its %d requests end.", len(client.generations))
+                    self.close_session(session_id)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _submit(self, client: _Client, submit: Submit) -> None:
+        refusal = self._refused(client, submit)
+        if refusal is not None:
+            client.session.push(EndDelta(request_id=submit.request_id, outcome=Outcome.FAILED, error=refusal))
+            return
+        engine_id = str(next(self._engine_ids))
+        generation = Generation(submit, lambda delta: self._emit(client, engine_id, delta))
+        client.generations[submit.request_id] = generation
+        self._by_engine_id[engine_id] = generation
+        task = asyncio.ensure_future(self._run(engine_id, generation))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _refused(self, client: _Client, submit: Submit) -> RequestError | None:
+        """Why the request cannot be admitted, if it cannot."""
+        if self._refusal is not None:
+            return self._refusal
+        if submit.model != self._model:
+            return RequestError(
+                ErrorCode.MODEL_NOT_FOUND, f"There is no model {submit.model!r}; this is {self._model!r}.", "model"
+            )
+        if submit.request_id in client.generations:
+            return RequestError(ErrorCode.INVALID_REQUEST, "A request of the same id is still running.", "request_id")
+        if len(self._by_engine_id) >= self._max_requests:
+            return RequestError(
+                ErrorCode.QUEUE_FULL, f"All {self._max_requests} places are taken. Please try again shortly."
+            )
+        return None
+
+    async def _run(self, engine_id: str, generation: Generation) -> None:
+        """Prepare the prompt and hand it to the engine; ends at the request's deadline at the latest."""
+        submit = generation.submit
+        deadline = submit.deadline_seconds
+        loop = asyncio.get_running_loop()
+        if deadline is not None:
+            timer = loop.call_later(deadline, generation.fail, _deadline_error(deadline))
+            generation.on_end(timer.cancel)
+        assert self._context_length is not None
+        try:
+            prompt = await loop.run_in_executor(
+                self._preparing, self._processor.prepare, submit, engine_id, self._context_length
+            )
+        except RequestRefused as refused:
+            generation.fail(refused.error)
+        except Exception:
+            logger.exception("Request %s could not be prepared.", submit.request_id)
+            generation.fail(
+                RequestError(ErrorCode.INTERNAL, "The request could not be prepared; the worker's log says why.")
+            )
+        else:
+            if not generation.ended:
+                tokenizer = self._processor.tokenizer
+                generation.prepared(prompt, tokenizer.image_token_id, tokenizer.decode)
+                self._to_engine(prompt)
+
+    def _emit(self, client: _Client, engine_id: str, delta: Delta) -> None:
+        client.session.push(delta)
+        if isinstance(delta, EndDelta):
+            client.generations.pop(delta.request_id, None)
+            self._by_engine_id.pop(engine_id, None)
+            # Harmless when the engine ended it itself; needed when a stop string, a deadline or the caller did.
+            self._to_engine(Abort(engine_id))
+
+    # -- engine --------------------------------------------------------------------------------------------------------
+
+    def on_engine_message(self, message: FromEngine) -> None:
+        """Take what the engine process said."""
+        self._engine_heard_at = time.monotonic()
+        match message:
+            case StepOutput(tokens, status):
+                self._engine_status = status
+                for token in tokens:
+                    generation = self._by_engine_id.get(token.request_id)
+                    if generation is not None:
+                        generation.push(token)
+            case EngineReady(context_length):
+                self._context_length = context_length
+                self._refusal = None
+            case EngineFailed() | LoadProgress():
+                pass  # the worker process deals with these
+
+    def on_engine_exit(self) -> None:
+        """The engine is gone: end every request and take no more."""
+        self._end_all(_LOST)
+
+    def drain(self) -> None:
+        """Take no more requests; those in flight go on."""
+        self._refusal = _STOPPING
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in flight."""
+        return not self._by_engine_id
+
+    def stop(self) -> None:
+        """End every request and every stream."""
+        self._end_all(_STOPPING)
+        for client in self._clients.values():
+            client.session.close()
+
+    def _end_all(self, error: RequestError) -> None:
+        self._refusal = error
+        for generation in list(self._by_engine_id.values()):
+            generation.fail(error)
+
+    def _status(self) -> WorkerStatus:
+        engine_lives = time.monotonic() - self._engine_heard_at < ENGINE_SILENCE_SECONDS
+        return WorkerStatus(
+            ready=self._refusal is None and engine_lives,
+            model=self._model,
+            context_length=self._context_length or 0,
+            running=self._engine_status.running,
+            waiting=self._engine_status.waiting,
+        )
+
+
+def _deadline_error(seconds: float) -> RequestError:
+    return RequestError(ErrorCode.DEADLINE_EXCEEDED, f"The request was not finished within its {seconds:g} seconds.")

@@ -1,0 +1,240 @@
+"""The worker process: starts the engine and Triton, watches both, and ends without leaving anything behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import tritonclient.grpc as triton_client
+from tqdm import tqdm
+
+from protocol import wire
+from protocol.messages import Control
+from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from triton_worker.engine.messages import EngineFailed, EngineReady, FromEngine, LoadProgress
+from triton_worker.engine.process import EngineProcess, EngineSettings
+from triton_worker.models.registry import UnknownModelFamily, picture_unit
+from triton_worker.processing.pictures import PictureLimits
+from triton_worker.processing.processor import Processor
+from triton_worker.serving.front import Front
+from triton_worker.serving.leftovers import RunDirectory, sweep_dead_runs
+from triton_worker.serving.settings import WorkerSettings
+from triton_worker.serving.triton import TritonServer
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 20.0
+"""Requests in flight get so long to end after SIGTERM."""
+_PROBE_PERIOD_SECONDS = 5.0
+_PROBE_FAILURES = 3
+_PREPARING_THREADS = min(8, os.cpu_count() or 1)
+
+
+class WorkerError(Exception):
+    """The worker cannot start or go on; the message is for the person who started it."""
+
+
+def run_worker(settings: WorkerSettings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. The process should end with it at once (see :func:`main`)."""
+    worker = None
+    run_directory = None
+    try:
+        checkpoint = open_checkpoint(settings.nemo_checkpoint, settings.tokenizer)
+        sweep_dead_runs()  # first: a predecessor's Triton may still hold the ports
+        _check_ports(settings)
+        run_directory = _make_run_directory()
+        # PyTriton's and multiprocessing's temporary files go where a successor would find them.
+        os.environ["TMPDIR"] = tempfile.tempdir = str(run_directory.path)
+        # PyTriton attaches to segments that others own; Python's tracker would complain of them at every exit.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+        worker = _Worker(settings, checkpoint, run_directory)
+        worker.serve()
+        return 0
+    except (CheckpointError, UnknownModelFamily, WorkerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if worker is not None:
+            worker.stop()
+        if run_directory is not None:
+            run_directory.remove()
+
+
+def _make_run_directory() -> RunDirectory:
+    try:
+        return RunDirectory()
+    except OSError as error:
+        raise WorkerError(f"The worker needs a directory of its own in /tmp: {error}") from error
+
+
+class _Worker:
+    """Engine process, front and Triton of one worker, and the main thread's watch over them."""
+
+    def __init__(self, settings: WorkerSettings, checkpoint: Checkpoint, run_directory: RunDirectory) -> None:
+        self._settings = settings
+        self._run_directory = run_directory
+        self._stop_asked = threading.Event()
+        self._engine_ready = threading.Event()
+        self._engine_gone = threading.Event()
+        self._engine_failure: str | None = None
+        self._progress: tqdm[Any] | None = None
+        self._device = _resolve_device(settings.device)
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, lambda *_: self._stop_asked.set())
+
+        processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), settings.resize_bounds)
+        self._loop = asyncio.new_event_loop()
+        self._engine = EngineProcess(self._engine_settings(processor), self._on_engine_message, self._on_engine_exit)
+        self._front = Front(
+            model=settings.model_name,
+            processor=processor,
+            to_engine=self._engine.send,
+            preparing=ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="preparing"),
+            max_requests=settings.max_requests,
+        )
+        self._triton = TritonServer(self._front, self._loop, settings.triton, run_directory.workspace)
+        threading.Thread(target=self._run_loop, name="front", daemon=True).start()
+
+    def serve(self) -> None:
+        """Start, say when ready, and return when asked to stop.
+
+        Raises:
+            WorkerError: the engine or Triton failed.
+        """
+        self._triton.start()
+        while not self._engine_ready.wait(0.05):
+            if self._stop_asked.is_set():
+                return
+            self._check_engine()
+        self._run_directory.note_traces()
+        logger.info("Ready: %s on %s.", self._settings.model_name, self._device)
+        self._watch()
+        self._drain()
+
+    def stop(self) -> None:
+        """End everything, whatever state it is in."""
+        self._loop.call_soon_threadsafe(self._front.stop)
+        self._engine.stop()
+        self._triton.stop()
+
+    # -- while it runs -------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        failures = 0
+        probed_at = time.monotonic()
+        while not self._stop_asked.wait(0.5):
+            self._check_engine()
+            if not self._triton.is_alive():
+                raise WorkerError("Triton ended unexpectedly.")
+            if time.monotonic() - probed_at > _PROBE_PERIOD_SECONDS:
+                self._run_directory.note_traces()
+                failures = 0 if self._probe() else failures + 1
+                probed_at = time.monotonic()
+                if failures >= _PROBE_FAILURES:
+                    raise WorkerError(f"Triton answered none of {failures} calls in a row.")
+
+    def _probe(self) -> bool:
+        """Whether a call still comes through Triton to the front: its own health does not tell."""
+        triton = self._settings.triton
+        address = "127.0.0.1" if triton.grpc_address == "0.0.0.0" else triton.grpc_address
+        channel = triton_client.InferenceServerClient(f"{address}:{triton.grpc_port}")
+        try:
+            message = wire.to_tensor(Control(f"probe-{secrets.token_hex(4)}"))
+            tensor = triton_client.InferInput(wire.MESSAGE_TENSOR, list(message.shape), "UINT8")
+            tensor.set_data_from_numpy(message)
+            channel.infer(wire.CONTROL_MODEL, [tensor], client_timeout=_PROBE_PERIOD_SECONDS)
+            return True
+        except Exception as error:
+            logger.warning("Triton did not answer a probe: %s", error)
+            return False
+        finally:
+            channel.close()
+
+    def _check_engine(self) -> None:
+        if self._engine_gone.is_set():
+            raise WorkerError(self._engine_failure or "The engine process ended unexpectedly.")
+
+    def _drain(self) -> None:
+        """Let requests in flight end, up to a limit."""
+        self._loop.call_soon_threadsafe(self._front.drain)
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while not self._front.idle and time.monotonic() < deadline and not self._engine_gone.is_set():
+            time.sleep(0.05)
+
+    # -- the engine's and the front's threads --------------------------------------------------------------------------
+
+    def _on_engine_message(self, message: FromEngine) -> None:
+        match message:
+            case LoadProgress(done, total):
+                self._show_progress(done, total)
+            case EngineFailed(text):
+                self._engine_failure = text
+            case EngineReady():
+                self._engine_ready.set()
+        self._loop.call_soon_threadsafe(self._front.on_engine_message, message)
+
+    def _on_engine_exit(self) -> None:
+        self._engine_gone.set()
+        self._loop.call_soon_threadsafe(self._front.on_engine_exit)
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        lapsing = self._loop.create_task(self._front.close_lapsed_sessions())
+        self._loop.run_forever()
+        lapsing.cancel()
+
+    def _show_progress(self, done: int, total: int) -> None:
+        if self._progress is None:
+            self._progress = tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", leave=False)
+        self._progress.update(done - self._progress.n)
+        if done == total:
+            self._progress.close()
+
+    def _engine_settings(self, processor: Processor) -> EngineSettings:
+        return EngineSettings(
+            checkpoint=self._settings.nemo_checkpoint,
+            tokenizer=self._settings.tokenizer,
+            image_token_id=processor.tokenizer.image_token_id,
+            device=self._device,
+            dtype=self._settings.dtype,
+            limits=self._settings.limits,
+        )
+
+
+def _resolve_device(device: str) -> str:
+    """``auto`` is the first GPU where there is one."""
+    import torch  # slow to import: after the checks that need no torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise WorkerError("--device is cuda, but PyTorch finds no GPU here; use --device cpu.")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _check_ports(settings: WorkerSettings) -> None:
+    """Say which port is taken before anything is started; Triton would only log it."""
+    triton = settings.triton
+    for flag, address, port in (
+        ("--triton_port", triton.http_address, triton.http_port),
+        ("--triton_grpc_port", triton.grpc_address, triton.grpc_port),
+        ("--triton_metrics_port", triton.http_address, triton.metrics_port),
+    ):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError:
+                raise WorkerError(
+                    f"Port {port} on {address} is taken or not allowed; choose another with {flag}."
+                ) from None
