@@ -1,0 +1,124 @@
+"""The real servers, started as a user starts them, on free ports of the loopback interface."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parents[2]
+FIXTURE = ROOT / "tests" / "fixtures" / "nemo2-qwen25vl-tiny"
+DEMO = ROOT / "examples" / "demo_model" / "checkpoint"
+START_SECONDS = 120.0
+MODEL = "tiny"
+
+
+@dataclass
+class Deployment:
+    """A running ``deploy_inframework_triton``."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    ports: dict[str, int]
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def named(self, part: str) -> psutil.Process:
+        """The descendant whose command line contains `part`; the outermost of them."""
+        return next(p for p in self.descendants() if part in " ".join(p.cmdline()))
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/health/ready").status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise AssertionError(f"not ready after {START_SECONDS} s:\n{self.log}")
+
+    def stop(self, seconds: float = 60.0) -> int:
+        """SIGTERM, and the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+def command(checkpoint: Path, ports: dict[str, int], *flags: str) -> list[str]:
+    return [
+        sys.executable, "-m", "triton_worker.deploy",
+        "--nemo_checkpoint", str(checkpoint), "--triton_model_name", MODEL,
+        "--device", "cpu", "--params_dtype", "float32",
+        "--server_address", "127.0.0.1", "--server_port", str(ports["rest"]),
+        "--triton_http_address", "127.0.0.1", "--triton_port", str(ports["http"]),
+        "--triton_grpc_port", str(ports["grpc"]), "--triton_metrics_port", str(ports["metrics"]),
+        *flags,
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def deployed(
+    directory: Path, *flags: str, checkpoint: Path = FIXTURE, wait: bool = True, **environment: str
+) -> Iterator[Deployment]:
+    """Start, and stop at the end whatever happened. The log goes into `directory`."""
+    ports = dict(zip(("rest", "http", "grpc", "metrics"), free_ports(4), strict=True))
+    directory.mkdir(parents=True, exist_ok=True)
+    log_path = directory / "log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command(checkpoint, ports, *flags),
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    deployment = Deployment(process, f"http://127.0.0.1:{ports['rest']}", ports, log_path)
+    try:
+        if wait:
+            deployment.wait_ready()
+        yield deployment
+    finally:
+        if process.poll() is None:
+            family = deployment.descendants()
+            try:
+                deployment.stop()
+            except subprocess.TimeoutExpired:
+                for member in [*family, process]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        member.kill()
+
+
+def picture(color: str = "red", size: tuple[int, int] = (112, 84), form: str = "PNG") -> bytes:
+    """A circle of `color` on white, encoded."""
+    image = Image.new("RGB", size, "white")
+    width, height = size
+    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width * 3 // 4, height * 3 // 4), fill=color)
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()

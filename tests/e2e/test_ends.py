@@ -1,0 +1,155 @@
+"""How the servers end: asked to, killed in part, and started with what cannot be served."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.deployment import FIXTURE, ROOT, Deployment, command, deployed, free_ports
+
+ROUTE = "/v1/multimodal/generate"
+
+
+def long_request(tokens: int) -> dict[str, object]:
+    return {"prompt": "Talk.", "params": {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}}
+
+
+def traces() -> set[Path]:
+    """What a worker may leave in shared memory and /tmp."""
+    patterns = [("/dev/shm", "psm_*"), ("/dev/shm", "pytrtion*"), ("/tmp", "folder*"), ("/tmp", "python_env_*")]
+    runs = Path(f"/tmp/multimodal-worker-{os.getuid()}")
+    return {path for directory, pattern in patterns for path in Path(directory).glob(pattern)} | set(runs.glob("*"))
+
+
+def wait_gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    return list(psutil.wait_procs(processes, timeout=seconds)[1])
+
+
+def assert_ports_free(deployment: Deployment) -> None:
+    for port in deployment.ports.values():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_finishes_what_runs_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    before = traces()
+    with deployed(tmp_path) as deployment, ThreadPoolExecutor(4) as pool:
+        family = deployment.descendants()
+        assert {"tritonserver", "engine"} & {p.name() for p in family} or len(family) > 5
+        answers = [
+            pool.submit(httpx.post, deployment.url + ROUTE, json=long_request(200), timeout=60) for _ in range(4)
+        ]
+        time.sleep(0.5)
+        deployment.process.send_signal(number)
+        assert deployment.process.wait(60) == 0, deployment.log
+        for answer in answers:
+            result = answer.result()
+            assert result.status_code == 200, result.text
+            assert result.json()["usage"]["completion_tokens"] == 200
+        assert wait_gone(family, 5) == []
+        assert_ports_free(deployment)
+    assert traces() <= before
+    assert "Traceback" not in deployment.log
+    assert "leaked" not in deployment.log
+
+
+@pytest.mark.parametrize("victim", ["multiprocessing-fork", "bin/tritonserver", "-m triton_worker "])
+def test_a_part_that_dies_ends_every_request_and_the_rest(tmp_path: Path, victim: str) -> None:
+    before = traces()
+    with deployed(tmp_path) as deployment, ThreadPoolExecutor(2) as pool:
+        family = deployment.descendants()
+        answers = [
+            pool.submit(httpx.post, deployment.url + ROUTE, json=long_request(3500), timeout=60) for _ in range(2)
+        ]
+        time.sleep(1.0)
+        deployment.named(victim).kill()
+        killed_at = time.monotonic()
+        for answer in answers:
+            # A gateway that is already going down may close the connection; a request is never left hanging.
+            with contextlib.suppress(httpx.TransportError):
+                result = answer.result()
+                assert result.status_code == 503, result.text
+        assert time.monotonic() - killed_at < 15
+        assert deployment.process.wait(60) == 1
+        assert wait_gone(family, 5) == []
+    assert traces() <= before
+
+
+def test_a_worker_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
+    before = traces()
+    with deployed(tmp_path / "first") as first:
+        httpx.post(first.url + ROUTE, json=long_request(5), timeout=60)
+        family = first.descendants()
+        time.sleep(6)  # the worker writes its traces down every five seconds
+        worker = first.named("-m triton_worker ")
+        os.kill(first.process.pid, signal.SIGSTOP)  # a launcher that cannot sweep
+        worker.kill()
+        time.sleep(0.5)
+        first.process.kill()
+        first.process.wait()
+    assert wait_gone(family, 2), "nothing outlived the worker; the test shows nothing"
+    with deployed(tmp_path / "second"):
+        assert wait_gone(family, 2) == []
+    assert traces() <= before
+
+
+def without(name: str, directory: Path) -> Path:
+    shutil.copytree(FIXTURE, directory)
+    target = directory / name
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    return directory
+
+
+def cut(name: str, directory: Path) -> Path:
+    shutil.copytree(FIXTURE, directory)
+    with (directory / name).open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) // 2)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (lambda d: d / "nowhere", "nowhere"),
+        (lambda d: without("weights", d / "c"), "weights"),
+        (lambda d: without("weights/.metadata", d / "c"), ".metadata"),
+        (lambda d: without("weights/__0_1.distcp", d / "c"), "__0_1.distcp"),
+        (lambda d: cut("weights/__0_0.distcp", d / "c"), "__0_0.distcp"),
+        (lambda d: without("context/nemo_tokenizer", d / "c"), "tokenizer"),
+    ],
+    ids=["path", "weights", "metadata", "shard", "truncated shard", "tokenizer"],
+)
+def test_a_checkpoint_that_cannot_be_served(tmp_path: Path, fault: object, expected: str) -> None:
+    checkpoint = fault(tmp_path)  # type: ignore[operator]
+    ports = dict(zip(("rest", "http", "grpc", "metrics"), free_ports(4), strict=True))
+    done = subprocess.run(command(checkpoint, ports), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert expected in errors[0]
+    assert "Traceback" not in done.stderr
+    assert "Ready" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("port", "flag"), [("rest", "--server_port"), ("http", "--triton_port"), ("grpc", "--triton_grpc_port")]
+)
+def test_a_port_that_is_taken_is_named(port: str, flag: str) -> None:
+    ports = dict(zip(("rest", "http", "grpc", "metrics"), free_ports(4), strict=True))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[port]))
+        taken.listen()
+        done = subprocess.run(command(FIXTURE, ports), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert str(ports[port]) in done.stderr
+    assert flag in done.stderr
