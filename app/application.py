@@ -1,0 +1,48 @@
+"""The gateway as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import __version__
+from app.errors import add_exception_handlers
+from app.middleware.access_log import AccessLog
+from app.middleware.body_limit import BodyLimit
+from app.middleware.last_resort import LastResort
+from app.middleware.request_id import RequestId
+from app.openapi import install_openapi
+from app.routes import docs, generate, health
+from app.settings import Settings
+from app.worker.connection import WorkerConnection
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Nothing runs before the application is started. ``state.worker`` is its :class:`WorkerConnection`."""
+    worker = WorkerConnection(
+        settings.triton_grpc_url,
+        connect_seconds=settings.worker_connect_seconds,
+        call_seconds=settings.worker_call_seconds,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        await worker.close()
+
+    app = FastAPI(title="Multimodal gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.worker = worker
+    app.include_router(generate.router(settings, worker))
+    app.include_router(health.router(worker))
+    app.include_router(docs.router())
+    add_exception_handlers(app)
+    install_openapi(app)
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(LastResort)
+    app.add_middleware(AccessLog)
+    app.add_middleware(RequestId)
+    return app

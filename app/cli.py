@@ -1,0 +1,103 @@
+"""``multimodal-gateway``: the gateway as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import CliApp, CliSettingsSource, SettingsError
+
+from app.application import create_app
+from app.log import configure_logging
+from app.settings import Settings
+from app.validation import sentence
+from app.worker.connection import WorkerConnection
+
+PROGRAM = "multimodal-gateway"
+MAX_HEADER_BYTES = 64 * 1024
+BACKLOG = 2048
+CUT_SECONDS = 2
+"""For callers that do not take the end of their answer when shutting down."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    settings = _settings(sys.argv[1:] if arguments is None else arguments)
+    listener = _listener(settings.host, settings.port)
+    configure_logging(settings.log_level)
+    server = build_server(settings)
+    # Having stopped, uvicorn raises the signal that it was stopped with once more; that one shall not kill us.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[listener])
+    if not server.started:
+        _die("the gateway could not start.")
+
+
+def build_server(settings: Settings) -> uvicorn.Server:
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        http="h11",  # httptools has no limit for headers
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_seconds + CUT_SECONDS,
+    )
+    return _Server(config, app.state.worker, settings.shutdown_seconds)
+
+
+class _Server(uvicorn.Server):
+    """At shutdown, requests that take too long are ended with an error of ours before uvicorn cuts their lines."""
+
+    def __init__(self, config: uvicorn.Config, worker: WorkerConnection, patience: float) -> None:
+        super().__init__(config)
+        self._worker = worker
+        self._patience = patience
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(self._patience, self._worker.cancel_all)
+        await super().shutdown(sockets)
+        ending.cancel()
+
+
+def _settings(arguments: Sequence[str]) -> Settings:
+    try:
+        source = CliSettingsSource[object](
+            Settings, cli_prog_name=PROGRAM, cli_exit_on_error=False, cli_hide_none_type=True
+        )
+        return CliApp.run(Settings, cli_args=[_flag(a) for a in arguments], cli_settings_source=source)
+    except ValidationError as error:
+        name, complaint = sentence(error)
+        _die(f"{name} {complaint} (--{name}, MULTIMODAL_{name.upper()} or .env)")
+    except SettingsError as error:
+        _die(str(error))
+
+
+def _flag(argument: str) -> str:
+    """Accepts ``--log-level`` for ``--log_level``."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        _die(f"cannot listen on {host}:{port}: {error.strerror or error}.")
+
+
+def _die(message: str) -> NoReturn:
+    sys.exit(f"{PROGRAM}: {message}")

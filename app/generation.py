@@ -1,0 +1,92 @@
+"""The core that every generating route shares: a submitted request, its deltas, and the answer they make."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from app.errors import ApiError, internal_error, unavailable
+from app.worker.connection import NOT_CONNECTED, WorkerConnection
+from protocol.messages import EndDelta, ErrorCode, FinishReason, Outcome, Submit, TokenDelta, Usage
+
+Generated = AsyncGenerator[TokenDelta | Usage, None]
+"""Token deltas, then the usage, once and last."""
+
+logger = logging.getLogger(__name__)
+
+
+def new_generation_id() -> str:
+    return f"gen-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def served_model(worker: WorkerConnection, asked: str | None) -> str:
+    """The model's name. Raises :class:`ApiError` when another was asked for, or the worker is away."""
+    if worker.status is None:
+        raise ApiError.from_worker(NOT_CONNECTED)
+    if asked not in (None, worker.status.model):
+        raise ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND.value, "There is no such model.", "model")
+    return worker.status.model
+
+
+async def generate(worker: WorkerConnection, submit: Submit) -> Generated:
+    """What the worker generates. Raises :class:`ApiError` when the request fails; closed early, it is cancelled."""
+    async with aclosing(worker.generate(submit)) as deltas:
+        async for delta in deltas:
+            yield _usage(delta) if isinstance(delta, EndDelta) else delta
+
+
+def _usage(end: EndDelta) -> Usage:
+    if end.error is not None:
+        error = ApiError.from_worker(end.error)
+        if end.error.code is ErrorCode.INTERNAL:
+            logger.error("generation %s failed in the worker: %s", end.request_id, end.error.message)
+        raise error
+    if end.outcome is Outcome.CANCELLED:
+        raise unavailable("The model server ended this request before the answer was complete. Try again.")
+    if end.usage is None:
+        logger.error("generation %s ended without usage", end.request_id)
+        raise internal_error()
+    return end.usage
+
+
+@dataclass
+class ChoiceText:
+    """One choice, put together from its deltas."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason = FinishReason.STOP
+
+
+@dataclass
+class Answer:
+    """A generation as a whole."""
+
+    usage: Usage
+    choices: dict[int, ChoiceText]
+    prompt_token_ids: tuple[int, ...] | None
+
+
+async def collect(generated: Generated) -> Answer:
+    """Waits for the end and puts the answer together."""
+    choices: dict[int, ChoiceText] = {0: ChoiceText()}
+    prompt_token_ids: tuple[int, ...] | None = None
+    async with aclosing(generated):
+        async for item in generated:
+            if isinstance(item, Usage):
+                return Answer(item, choices, prompt_token_ids)
+            choice = choices.setdefault(item.index, ChoiceText())
+            choice.texts.append(item.text)
+            choice.token_ids.extend(item.token_ids)
+            choice.finish_reason = item.finish_reason or choice.finish_reason
+            prompt_token_ids = item.prompt_token_ids or prompt_token_ids
+    raise AssertionError("a generation ends with its usage or raises")

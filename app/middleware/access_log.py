@@ -1,0 +1,47 @@
+"""One log line a request: who asked what, how it went. Never what was said."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("app.access")
+
+
+class AccessLog:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 499  # stays so when the caller hung up before there was an answer
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        finally:
+            logger.info("request", extra=_fields(scope, status, time.perf_counter() - started))
+
+
+def _fields(scope: Scope, status: int, seconds: float) -> dict[str, object]:
+    state = scope.get("state", {})
+    client = scope.get("client")
+    return {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "duration_ms": round(1000 * seconds, 1),
+        "client": client[0] if client else None,
+        "request_id": state.get("request_id"),
+        "generation_id": state.get("generation_id"),
+    }

@@ -1,0 +1,148 @@
+"""What the OpenAPI document says beyond the types: two body formats, event streams, the errors."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from app import __version__
+from app.schemas import CompletionChunk, ErrorAnswer, GenerateBody, GenerationParameters
+
+REF = "#/components/schemas/{model}"
+
+DESCRIPTION = """Vision-language generation: pictures and text in, text out.
+
+Every error has the form `{"error": {"message", "type", "param", "code"}}`; `param` names the field at fault.
+Send `X-Request-Id` to find a request again in the log; it is returned with each answer."""
+
+ERRORS = {
+    400: "The request is malformed; `param` names the field.",
+    404: "There is no such model.",
+    413: "The body or a picture is too large.",
+    415: "The body is neither multipart/form-data nor application/json.",
+    422: "A picture cannot be taken: unreadable, too many pixels, or an unsupported format.",
+    429: "Too many requests are waiting. `Retry-After` says when to try again.",
+    500: "The server failed. The fault is logged under the request's `X-Request-Id`.",
+    503: "The model server is away or starting. `Retry-After` says when to try again.",
+    504: "The answer was not complete within the time limit.",
+}
+
+RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: _error_response(status) for status in statuses}
+
+
+def _error_response(status: int) -> dict[str, Any]:
+    response: dict[str, Any] = {"model": ErrorAnswer, "description": ERRORS[status]}
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        response["headers"] = RETRY_AFTER
+    return response
+
+
+def _form_schema() -> dict[str, Any]:
+    """The multipart body: the fields of ``GenerateBody``, files for pictures, and each parameter on its own too."""
+    body = GenerateBody.model_json_schema(ref_template=REF)["properties"]
+    parameters = GenerationParameters.model_json_schema(ref_template=REF)["properties"]
+    return {
+        "type": "object",
+        "required": ["prompt"],
+        "properties": {
+            "image": {
+                "type": "array",
+                "items": {"type": "string", "format": "binary"},
+                "description": "The pictures (PNG, JPEG, WEBP, GIF or BMP), in prompt order.",
+            },
+            "prompt": body["prompt"],
+            "params": {
+                "type": "string",
+                "description": "Sampling parameters as a JSON object (see `GenerationParameters`).",
+                "examples": ['{"max_tokens": 40, "temperature": 0}'],
+            },
+            "model": _form_field(body["model"]),
+            **{name: _form_field(schema) for name, schema in parameters.items()},
+        },
+        "additionalProperties": False,
+    }
+
+
+def _form_field(schema: dict[str, Any]) -> dict[str, Any]:
+    """The empty example keeps the field out: Swagger UI sends what it shows, and shows something made up otherwise."""
+    field = {key: value for key, value in schema.items() if key != "default"}
+    if "default" in schema:
+        field["description"] += f" Default: {json.dumps(schema['default'])}."
+    if "anyOf" in field:  # stop: a form repeats the field
+        field |= field.pop("anyOf")[1]
+    return field | {"examples": [[] if field["type"] == "array" else ""]}
+
+
+GENERATE_OPERATION: dict[str, Any] = {
+    "summary": "Answer a question about pictures",
+    "description": (
+        "Send a form (`image`, `prompt`, `params`; each parameter may also be a field of its own, `stop` several "
+        "times; an empty field counts as not given) or the same as JSON. A parameter given twice must have the same "
+        "value. With `stream`, the answer is server-sent events: chunks as tokens are generated, a last chunk without "
+        'choices that carries `usage`, then `data: [DONE]`. A failure in mid-stream is an event `data: {"error": …}`, '
+        "and the stream ends without `[DONE]`. A caller that hangs up ends its generation."
+    ),
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": _form_schema()},
+                "application/json": {
+                    "schema": {"$ref": REF.format(model="GenerateBody")},
+                    "examples": {
+                        "text": {
+                            "summary": "Text only",
+                            "value": {"prompt": "Say hello.", "params": {"max_tokens": 20, "temperature": 0}},
+                        },
+                        "picture": {
+                            "summary": "A picture of one pixel",
+                            "value": {
+                                "prompt": "What is in this image?",
+                                "images": [{"data": "R0lGODlhAQABAIAAAP8AAAAAACwAAAAAAQABAAACAkQBADs="}],
+                                "params": {"max_tokens": 40},
+                            },
+                        },
+                    },
+                },
+            },
+        }
+    },
+    "responses": {
+        200: {
+            "description": "The answer, whole or as events.",
+            "content": {
+                "text/event-stream": {
+                    "schema": {"$ref": REF.format(model="CompletionChunk")},
+                    "example": 'data: {"id": "gen-…", "choices": [{"index": 0, "text": "A red", …}], …}\n\n'
+                    "data: [DONE]\n\n",
+                }
+            },
+        },
+        **error_responses(*ERRORS),
+    },
+}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Makes ``app.openapi`` include the types that no route declares because their bodies have two formats."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=__version__, description=DESCRIPTION, routes=app.routes)
+            components = schema["components"]["schemas"]
+            for model in (GenerateBody, CompletionChunk):
+                own = model.model_json_schema(ref_template=REF)
+                components.update(own.pop("$defs", {}))
+                components[model.__name__] = own
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]

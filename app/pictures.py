@@ -1,0 +1,77 @@
+"""Pictures are refused here by format, bytes and pixels, from their header; nothing is decoded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import NamedTuple
+
+from PIL import ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from app.errors import ApiError
+from app.settings import MIB, Settings
+from protocol.messages import ErrorCode
+
+
+class Picture(NamedTuple):
+    """An encoded picture, and the request field it came in."""
+
+    data: bytes
+    field: str
+
+
+def check_pictures(pictures: list[Picture], settings: Settings) -> None:
+    """Raises :class:`ApiError` for the first picture that cannot be taken. Reads headers: not for the event loop."""
+    for picture in pictures:
+        check_bytes(len(picture.data), picture.field, settings)
+        width, height = _size(picture)
+        if width < 1 or height < 1:
+            raise _refused(picture.field, "has no pixels.")
+        if width * height > settings.max_picture_pixels:
+            limit = settings.max_picture_pixels
+            raise _refused(picture.field, f"has {width} by {height} pixels; at most {limit:,} in all are taken.")
+
+
+def check_bytes(size: int, field: str, settings: Settings) -> None:
+    if size > settings.max_picture_bytes:
+        limit = settings.max_picture_bytes / MIB
+        message = f"The picture in {field} is too large: at most {limit:.4g} MiB are taken."
+        raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "picture_too_large", message, field)
+
+
+def _size(picture: Picture) -> tuple[int, int]:
+    reader = _header_reader(picture.data)
+    if reader is None:
+        raise _refused(picture.field, "is not a PNG, JPEG, WEBP, GIF or BMP file.")
+    try:
+        with reader(io.BytesIO(picture.data)) as header:
+            width, height = header.size
+            return width, height
+    except Exception:  # whatever a hostile file makes Pillow raise; its words stay here
+        raise _refused(picture.field, "cannot be read: it is damaged or incomplete.") from None
+
+
+def _header_reader(data: bytes) -> Callable[[io.BytesIO], ImageFile.ImageFile] | None:
+    """Pillow's reader of this format, by content. Used directly: ``Image.open`` would try every format it knows."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImageFile
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return GifImageFile
+    if data.startswith(b"BM"):
+        return BmpImageFile
+    return None
+
+
+def _refused(field: str, complaint: str) -> ApiError:
+    message = f"The picture in {field} {complaint}"
+    return ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, ErrorCode.INVALID_PICTURE.value, message, field)

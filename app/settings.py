@@ -1,0 +1,46 @@
+"""What the gateway can be told, and from where: flags, then ``MULTIMODAL_*`` variables, then ``.env``."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 2**20
+
+
+class Settings(BaseSettings):
+    """Each field is a flag (``--port``) and a variable (``MULTIMODAL_PORT``)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MULTIMODAL_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on.")
+    port: int = Field(default=8080, ge=1, le=65535, description="Port to listen on.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log line."
+    )
+
+    triton_grpc_url: str = Field(default="localhost:8001", description="Triton's gRPC endpoint, as host:port.")
+    worker_connect_seconds: float = Field(default=5.0, gt=0, description="Wait for the worker's first word at most.")
+    worker_call_seconds: float = Field(default=30.0, gt=0, description="Wait for one control call at most.")
+
+    max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="Largest request body.")
+    max_pictures: int = Field(default=16, ge=0, description="Most pictures in one request.")
+    max_picture_bytes: int = Field(default=20 * MIB, ge=1, description="Largest picture, encoded.")
+    max_picture_pixels: int = Field(default=89_478_485, ge=1, description="Most pixels in one picture.")
+    max_prompt_characters: int = Field(default=1_000_000, ge=1, description="Longest prompt.")
+
+    deadline_seconds: float = Field(default=300.0, gt=0, description="A request fails when it takes longer.")
+    ping_seconds: float = Field(default=15.0, gt=0, description="A quiet event stream gets a comment this often.")
+    shutdown_seconds: int = Field(default=30, ge=0, description="Requests in flight may take this long at shutdown.")
+
+    @field_validator("triton_grpc_url")
+    @classmethod
+    def _is_host_and_port(cls, url: str) -> str:
+        if not re.fullmatch(r"[^/\s]+:\d{1,5}", url):
+            raise ValueError("must have the form host:port, without a scheme.")
+        return url
