@@ -38,7 +38,7 @@ class SamplingParameters(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     """Tokens to generate at most; ``None``: as many as the context has room for."""
-    temperature: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
     """0 is greedy decoding."""
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     """Sample among the k likeliest tokens; 0 is all of them."""

@@ -7,6 +7,9 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+PROBES = frozenset({"/v1/health", "/health/live", "/health/ready"})
+"""Asked every few seconds by machines; logged only when debugging."""
+
 logger = logging.getLogger("app.access")
 
 
@@ -30,7 +33,8 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_and_note)
         finally:
-            logger.info("request", extra=_fields(scope, status, time.perf_counter() - started))
+            level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+            logger.log(level, "request", extra=_fields(scope, status, time.perf_counter() - started))
 
 
 def _fields(scope: Scope, status: int, seconds: float) -> dict[str, object]:

@@ -26,6 +26,13 @@ class LinkError(Exception):
     """The worker cannot be reached, or does not speak the protocol. For the log, not for callers."""
 
 
+def _said(error: Exception) -> str:
+    """An error in one line: a gRPC error prints itself over many."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error)
+
+
 class TritonLink:
     """One channel to Triton. It does not reconnect: whoever needs another one makes another one."""
 
@@ -41,7 +48,7 @@ class TritonLink:
                 raise LinkError("control call failed: an answer without a message")
             return from_tensor(tensor, ControlReply)
         except (InferenceServerException, grpc.RpcError, MessageError) as error:
-            raise LinkError(f"control call failed: {error}") from error
+            raise LinkError(f"control call failed: {_said(error)}") from error
 
     async def deltas(self, opening: OpenSession) -> AsyncGenerator[DeltaBatch, None]:
         """All that the worker says to this session, until the stream ends. Raises :class:`LinkError`."""
@@ -55,7 +62,7 @@ class TritonLink:
                     return
                 yield from_tensor(tensor, DeltaBatch)
         except (grpc.RpcError, MessageError) as error:
-            raise LinkError(f"deltas stream failed: {error}") from error
+            raise LinkError(f"deltas stream failed: {_said(error)}") from error
         finally:
             responses.cancel()
 

@@ -80,6 +80,7 @@ def test_another_dtype_is_refused() -> None:
     ("field", "value"),
     [
         ("temperature", -0.1),
+        ("temperature", 2.1),
         ("temperature", float("inf")),
         ("temperature", "0"),
         ("top_p", 1.5),

@@ -69,8 +69,19 @@ def add_worker_flags(flags: Flags) -> None:
     add_flag(
         flags, "--gpu_memory_fraction", type=fraction, default=0.9, help="Part of the free GPU memory for the KV cache."
     )
-    add_flag(flags, "--min_pixels", type=positive, default=56 * 56, help="Pictures with fewer pixels are enlarged.")
-    add_flag(flags, "--max_pixels", type=positive, default=28 * 28 * 1280, help="Pictures with more are made smaller.")
+    bounds = ResizeBounds()
+    add_flag(
+        flags,
+        "--min_pixels",
+        type=positive,
+        help=f"Pictures with fewer pixels are enlarged. Default: what the checkpoint says, or {bounds.min_pixels}.",
+    )
+    add_flag(
+        flags,
+        "--max_pixels",
+        type=positive,
+        help=f"Pictures with more pixels are made smaller. Default: what the checkpoint says, or {bounds.max_pixels}.",
+    )
 
 
 def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
@@ -94,7 +105,8 @@ def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
             gpu_memory_fraction=arguments.gpu_memory_fraction,
         ),
         max_requests=arguments.max_num_seqs + arguments.max_queued_requests,
-        resize_bounds=ResizeBounds(min_pixels=arguments.min_pixels, max_pixels=arguments.max_pixels),
+        min_pixels=arguments.min_pixels,
+        max_pixels=arguments.max_pixels,
         debug=arguments.debug_mode,
     )
 

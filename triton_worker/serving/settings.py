@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from triton_worker.engine.limits import EngineLimits
-from triton_worker.processing.pictures import ResizeBounds
 
 
 @dataclass(frozen=True)
@@ -31,5 +30,6 @@ class WorkerSettings:
     triton: TritonAddresses
     limits: EngineLimits
     max_requests: int
-    resize_bounds: ResizeBounds
+    min_pixels: int | None
+    max_pixels: int | None
     debug: bool

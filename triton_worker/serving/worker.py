@@ -24,7 +24,7 @@ from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoin
 from triton_worker.engine.messages import EngineFailed, EngineReady, FromEngine, LoadProgress
 from triton_worker.engine.process import EngineProcess, EngineSettings
 from triton_worker.models.registry import UnknownModelFamily, picture_unit
-from triton_worker.processing.pictures import PictureLimits
+from triton_worker.processing.pictures import PictureLimits, ResizeBounds
 from triton_worker.processing.processor import Processor
 from triton_worker.serving.front import Front
 from triton_worker.serving.leftovers import RunDirectory, sweep_dead_runs
@@ -92,7 +92,8 @@ class _Worker:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, lambda *_: self._stop_asked.set())
 
-        processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), settings.resize_bounds)
+        bounds = _resize_bounds(settings, checkpoint)
+        processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), bounds)
         self._loop = asyncio.new_event_loop()
         self._engine = EngineProcess(self._engine_settings(processor), self._on_engine_message, self._on_engine_exit)
         self._front = Front(
@@ -209,6 +210,19 @@ class _Worker:
             dtype=self._settings.dtype,
             limits=self._settings.limits,
         )
+
+
+def _resize_bounds(settings: WorkerSettings, checkpoint: Checkpoint) -> ResizeBounds:
+    """The flags', or else the checkpoint's, or else the published defaults of Qwen2.5-VL. NeMo 2.0 stores none."""
+    stored = checkpoint.image_processor or {}
+    default = ResizeBounds()
+    try:
+        return ResizeBounds(
+            min_pixels=int(settings.min_pixels or stored.get("min_pixels") or default.min_pixels),
+            max_pixels=int(settings.max_pixels or stored.get("max_pixels") or default.max_pixels),
+        )
+    except (TypeError, ValueError):
+        raise WorkerError("--min_pixels must not be above --max_pixels (or the checkpoint's own bounds).") from None
 
 
 def _resolve_device(device: str) -> str:

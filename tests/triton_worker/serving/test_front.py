@@ -158,7 +158,7 @@ async def test_a_full_queue_refuses(processor: Processor) -> None:
         (
             {"messages": (ChatMessage("user", (PicturePart(0), TextPart("?"))),), "pictures": (b"GIF89a",)},
             ErrorCode.INVALID_PICTURE,
-            "image",
+            "image[0]",
         ),
         ({"messages": (ChatMessage("user", (PicturePart(0),)),)}, ErrorCode.INVALID_REQUEST, "image"),
         ({"pictures": (b"not shown",)}, ErrorCode.INVALID_REQUEST, "image"),
