@@ -84,7 +84,8 @@ class Processor:
         try:
             return resize_picture(decode_picture(data, self._limits), self._bounds)
         except PictureError as error:
-            raise RequestRefused(ErrorCode.INVALID_PICTURE, f"Picture {index + 1}: {error}", f"image[{index}]") from error
+            message = f"Picture {index + 1}: {error}"
+            raise RequestRefused(ErrorCode.INVALID_PICTURE, message, f"image[{index}]") from error
 
     def _prompt(self, messages: tuple[ChatMessage, ...], pictures: tuple[NDArray[np.uint8], ...]) -> list[int]:
         """Token ids of the rendered conversation, with one image token for each embedding of a picture."""
