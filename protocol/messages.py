@@ -76,13 +76,19 @@ class Submit(Struct, frozen=True, kw_only=True, tag="submit"):
 
     request_id: Identifier
     model: str
-    messages: Annotated[tuple[ChatMessage, ...], Meta(min_length=1)]
+    messages: tuple[ChatMessage, ...] = ()
+    rendered_prompt: str | None = None
+    """In place of messages, from callers that apply the chat template themselves: special tokens in it are special."""
     pictures: tuple[bytes, ...] = ()
     """Encoded pictures (PNG, JPEG, …), as the caller sent them."""
     sampling: SamplingParameters = SamplingParameters()
     deadline_seconds: Annotated[float, Meta(gt=0.0)] | None = None
     """Seconds from arrival at the worker after which the request fails with ``DEADLINE_EXCEEDED``."""
     return_prompt_token_ids: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.messages) == (self.rendered_prompt is not None):
+            raise ValueError("either messages or rendered_prompt is needed")
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -193,6 +199,10 @@ class WorkerStatus(Struct, frozen=True):
     """Prompt and generated tokens together, at most."""
     running: int = 0
     waiting: int = 0
+    kv_cache_usage: float = 0.0
+    """Part of the KV blocks in use, 0 to 1."""
+    preemptions: int = 0
+    """Requests that had to give their KV blocks back, since the worker started."""
 
 
 class DeltaBatch(Struct, frozen=True):

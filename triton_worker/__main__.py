@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 
 from triton_worker.serving.flags import parse_worker_flags
 
@@ -18,9 +20,12 @@ def main() -> None:
     )
     for noisy in ("pytriton", "sh", "grpc"):
         logging.getLogger(noisy).setLevel(logging.DEBUG if settings.debug else logging.WARNING)
+    stop_asked = threading.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: stop_asked.set())
     from triton_worker.serving.worker import run_worker  # after the flags: --help need not wait for torch
 
-    code = run_worker(settings)
+    code = run_worker(settings, stop_asked)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

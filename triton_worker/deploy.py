@@ -20,8 +20,9 @@ from triton_worker.serving.flags import Flags, add_flag, add_worker_flags, port,
 from triton_worker.serving.leftovers import sweep_dead_runs
 from triton_worker.serving.settings import WorkerSettings
 
-_GATEWAY_EXIT_SECONDS = 40.0
-_WORKER_EXIT_SECONDS = 40.0
+_EXIT_SECONDS = 60.0
+"""For a part to end after SIGTERM, beyond the time that the gateway gives requests in flight."""
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _EXAMPLE_PICTURE = Path("examples/pictures/red-circle.png")
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Serve a NeMo 2.0 vision-language checkpoint: Triton, our engine and the REST gateway.",
         allow_abbrev=False,
     )
-    add_worker_flags(parser.add_argument_group("worker"))
-    _add_gateway_flags(parser.add_argument_group("gateway"))
+    add_worker_flags(parser)
+    _add_gateway_flags(parser.add_argument_group("gateway", "As in NeMo Export-Deploy."))
     arguments = parser.parse_args(argv)
     _end_if_port_is_taken(parser, arguments)
 
@@ -57,15 +58,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     worker = _Part("worker", _start("triton_worker", worker_argv, {}))
     gateway = _Part("gateway", _start("app", [], _gateway_environment(arguments, settings_from(arguments))))
     failed = _watch(stop_asked, (worker, gateway), arguments)
-    _stop(gateway, _GATEWAY_EXIT_SECONDS)
-    _stop(worker, _WORKER_EXIT_SECONDS)
+    _stop(gateway, _EXIT_SECONDS + _gateway_drain_seconds())
+    _stop(worker, _EXIT_SECONDS)
     sweep_dead_runs()
-    sys.exit(1 if failed or worker.process.returncode or gateway.process.returncode else 0)
+    # A part that was asked to end before it could listen to that ends by the signal itself.
+    clean = all(part.process.returncode in (0, -signal.SIGTERM) for part in (worker, gateway))
+    sys.exit(0 if clean and not failed else 1)
 
 
 def _add_gateway_flags(flags: Flags) -> None:
     add_flag(flags, "-sp", "--server_port", type=port, default=8080, help="Port of the REST gateway.")
     add_flag(flags, "-sa", "--server_address", default="0.0.0.0", help="Address of the REST gateway.")
+
+
+def _gateway_drain_seconds() -> float:
+    """The gateway's own setting, where it is a number; the gateway refuses what is not."""
+    try:
+        return float(os.environ.get("MULTIMODAL_SHUTDOWN_SECONDS", "30"))
+    except ValueError:
+        return 0.0
 
 
 def _gateway_environment(arguments: argparse.Namespace, worker: WorkerSettings) -> dict[str, str]:
@@ -99,15 +110,19 @@ def _watch(stop_asked: threading.Event, parts: tuple[_Part, _Part], arguments: a
             if part.process.poll() is not None:
                 print(f"error: the {part.name} ended with exit code {part.process.returncode}.", file=sys.stderr)
                 return True
-        if not announced and _is_ready(arguments.server_port):
+        if not announced and _is_ready(arguments):
             _announce(arguments)
             announced = True
     return False
 
 
-def _is_ready(server_port: int) -> bool:
+def _is_ready(arguments: argparse.Namespace) -> bool:
+    host = _WILDCARDS.get(arguments.server_address, arguments.server_address)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{arguments.server_port}/health/ready"
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server_port}/health/ready", timeout=2) as answer:
+        # Whatever proxy the environment names, it does not know this machine's gateway.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(url, timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -147,7 +162,8 @@ def _stop(part: _Part, seconds: float) -> None:
 
 
 def _end_if_port_is_taken(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in arguments.server_address else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((arguments.server_address, arguments.server_port))

@@ -59,6 +59,8 @@ class PlainAttention:
         lengths = torch.tensor([len(context) for context in contexts])
         rows = torch.nn.utils.rnn.pad_sequence(contexts, batch_first=True)
         mask = torch.arange(rows.shape[1])[None, :] < lengths[:, None]
+        # Padding reads the sequence's own first row: a weight of zero does not make another's NaN harmless.
+        rows = torch.where(mask, rows, rows[:, :1])
         tokens = torch.tensor([at for _, at in spans])
         return tokens.to(self._device), rows.to(self._device), mask.to(self._device)
 

@@ -10,7 +10,7 @@ from triton_worker.engine.kv_cache import BLOCK_TOKENS, BlockPool, KVCache, bloc
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import EngineStatus, Generate, StepOutput
 from triton_worker.engine.runner import ModelRunner
-from triton_worker.engine.scheduler import Scheduler
+from triton_worker.engine.scheduler import Chunk, Scheduler
 from triton_worker.models.interface import MultimodalModel
 
 
@@ -48,12 +48,8 @@ class Engine:
             waiting=self._scheduler.waiting_count,
             free_blocks=self._pool.free_count,
             total_blocks=self._pool.total,
+            preemptions=self._scheduler.preemptions,
         )
-
-    @property
-    def preemptions(self) -> int:
-        """How often a request had to give its KV blocks back and start again."""
-        return self._scheduler.preemptions
 
     def add(self, request: Generate) -> None:
         """Queue a request that fits the context."""
@@ -66,8 +62,23 @@ class Engine:
     def step(self) -> StepOutput:
         """Advance every running request by one token, and start what fits."""
         chunks = self._scheduler.schedule()
-        tokens = self._scheduler.complete(chunks, self._runner.run(chunks)) if chunks else []
-        return StepOutput(tuple(tokens), self.status)
+        if not chunks:
+            return StepOutput(status=self.status)
+        try:
+            sampled = self._runner.run(chunks)
+        except torch.OutOfMemoryError:
+            failed = self._drop_prompts(chunks)
+            if not failed:
+                raise
+            return StepOutput(failed=failed, status=self.status)
+        return StepOutput(tuple(self._scheduler.complete(chunks, sampled)), status=self.status)
+
+    def _drop_prompts(self, chunks: list[Chunk]) -> tuple[str, ...]:
+        """Drop the step's prompts, whose size is what memory ran out of; the other requests go on."""
+        prompts = [chunk.sequence.request_id for chunk in chunks if chunk.stop - chunk.start > 1]
+        for request_id in prompts:
+            self._scheduler.abort(request_id)
+        return tuple(prompts)
 
     def warm_up(self) -> None:
         """Generate two tokens from a picture, so that being ready means that the whole way works."""

@@ -17,5 +17,5 @@ class EngineLimits:
     """Prompt and generated tokens together; ``None``: what the checkpoint was trained for."""
     gpu_memory_fraction: float = 0.9
     """Part of the free GPU memory, after the weights, that the KV cache takes."""
-    cpu_kv_cache_bytes: int = 2 * 2**30
+    cpu_kv_cache_bytes: int = 2**30
     """Size of the KV cache on the CPU, at most."""

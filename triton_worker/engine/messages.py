@@ -55,6 +55,14 @@ class EngineStatus:
     waiting: int = 0
     free_blocks: int = 0
     total_blocks: int = 0
+    preemptions: int = 0
+    step_seconds: float = 0.0
+    """Since the last step ended; long while a step is long."""
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Part of the KV blocks in use, 0 to 1."""
+        return 1 - self.free_blocks / self.total_blocks if self.total_blocks else 0.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,8 @@ class StepOutput:
     """All that one step produced."""
 
     tokens: tuple[NewToken, ...] = ()
+    failed: tuple[str, ...] = ()
+    """Ids of requests that cannot be computed; the engine has dropped them."""
     status: EngineStatus = field(default_factory=EngineStatus)
 
 

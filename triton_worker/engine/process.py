@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
 import torch
@@ -24,6 +24,7 @@ from triton_worker.engine.messages import (
     Abort,
     EngineFailed,
     EngineReady,
+    EngineStatus,
     FromEngine,
     Generate,
     LoadProgress,
@@ -92,17 +93,18 @@ class EngineProcess:
         self._outbox.put(None)
 
     def _send_all(self) -> None:
-        while (message := self._outbox.get()) is not None:
-            try:
+        with contextlib.suppress(OSError):  # the process has ended; the receiver says so
+            while (message := self._outbox.get()) is not None:
                 self._connection.send(message)
-            except OSError:
-                return
 
     def _receive_all(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
+        try:
             while True:
                 self._on_message(self._connection.recv())
-        self._on_exit()
+        except (EOFError, OSError):
+            pass
+        finally:
+            self._on_exit()
 
 
 def run_engine(connection: Connection, settings: EngineSettings) -> None:
@@ -147,19 +149,55 @@ def _build(connection: Connection, settings: EngineSettings) -> Engine:
 
 
 def _serve(engine: Engine, connection: Connection) -> None:
-    last_sent = time.monotonic()
+    output = _Output(connection)
     while True:
         while connection.poll(0.0 if engine.has_work else HEARTBEAT_SECONDS):
             message: ToEngine = connection.recv()
             match message:
                 case Generate():
-                    engine.add(message)
+                    _add(engine, message, output)
                 case Abort(request_id):
                     engine.abort(request_id)
                 case Shutdown():
                     return
-        output = engine.step() if engine.has_work else StepOutput(status=engine.status)
-        # With nothing to say, say that we live, as often as the front expects to hear it.
-        if output.tokens or time.monotonic() - last_sent > HEARTBEAT_SECONDS / 2:
-            connection.send(output)
-            last_sent = time.monotonic()
+        output.send(engine.step())
+
+
+def _add(engine: Engine, request: Generate, output: _Output) -> None:
+    try:
+        engine.add(request)
+    except Exception:
+        logger.exception("Request %s cannot be computed.", request.request_id)
+        output.send(StepOutput(failed=(request.request_id,), status=engine.status))
+
+
+class _Output:
+    """Sends what steps make, and says that the engine lives while a step is long or nothing happens."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._sent_at = time.monotonic()
+        self._stepped_at = time.monotonic()
+        self._status = EngineStatus()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def send(self, output: StepOutput) -> None:
+        """After each step; an output of nothing is left out."""
+        self._stepped_at = time.monotonic()
+        self._status = output.status
+        if output.tokens or output.failed:
+            self._send(output)
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # the front is gone; the main thread notices too
+            while True:
+                time.sleep(HEARTBEAT_SECONDS / 4)
+                now = time.monotonic()
+                if now - self._sent_at > HEARTBEAT_SECONDS / 2:
+                    self._send(StepOutput(status=replace(self._status, step_seconds=now - self._stepped_at)))
+
+    def _send(self, output: StepOutput) -> None:
+        with self._lock:
+            self._connection.send(output)
+            self._sent_at = time.monotonic()

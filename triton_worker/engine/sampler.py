@@ -12,6 +12,9 @@ from triton_worker.engine.sequence import Sequence
 
 _GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 
+_LOWEST_TEMPERATURE = 1e-5
+"""What is lower draws the likeliest token all the same."""
+
 
 @dataclass(frozen=True)
 class SamplingBatch:
@@ -51,11 +54,12 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     greedy = logits.argmax(dim=-1)
     if batch.all_greedy:
         return greedy
-    temperature = torch.where(batch.temperature > 0, batch.temperature, 1.0)
-    scaled = logits.float() / temperature[:, None]
+    # A model may overflow and a temperature be next to nothing: no row may end the step for the others.
+    finite = logits.float().nan_to_num()
+    scaled = (finite - finite.amax(dim=-1, keepdim=True)) / batch.temperature.clamp_min(_LOWEST_TEMPERATURE)[:, None]
     probabilities, token_ids = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    kept = _keep_likeliest(probabilities, batch.top_k, batch.top_p)
-    cumulative = kept.double().cumsum(dim=-1)
+    kept = _keep_likeliest(probabilities.double(), batch.top_k, batch.top_p)
+    cumulative = kept.cumsum(dim=-1)
     threshold = uniform(batch.seed, batch.position) * cumulative[:, -1]
     rank = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(1)
     last_kept = (kept > 0).sum(dim=-1) - 1
@@ -67,7 +71,8 @@ def _keep_likeliest(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tens
     """Zero all but the likeliest (``probabilities`` falls along the last dim); the very likeliest is always kept."""
     rank = torch.arange(probabilities.shape[-1], device=probabilities.device)
     before = probabilities.cumsum(dim=-1) - probabilities
-    kept = (before < top_p[:, None]) & ((rank < top_k[:, None]) | (top_k[:, None] == 0))
+    within_p = (before < top_p[:, None]) | (top_p[:, None] >= 1)
+    kept = within_p & ((rank < top_k[:, None]) | (top_k[:, None] == 0))
     return torch.where(kept | (rank == 0), probabilities, 0.0)
 
 

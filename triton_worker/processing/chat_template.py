@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,8 +11,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from protocol.messages import ChatMessage, PicturePart
 from triton_worker.checkpoint import CheckpointError
+from triton_worker.checkpoint.checkpoint import read_json_object
 
-_PRIVATE_USE = range(0xE000, 0xF900)
+_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 class TemplateError(ValueError):
@@ -41,10 +41,13 @@ class ChatTemplate:
     def of(cls, directory: Path) -> ChatTemplate:
         """The template stored beside the tokenizer, in any of the places Hugging Face keeps it."""
         if (directory / "chat_template.jinja").exists():
-            return cls((directory / "chat_template.jinja").read_text(encoding="utf-8"))
+            try:
+                return cls((directory / "chat_template.jinja").read_text(encoding="utf-8"))
+            except UnicodeDecodeError:
+                raise CheckpointError(f"{directory / 'chat_template.jinja'} is not UTF-8 text.") from None
         for name in ("tokenizer_config.json", "chat_template.json"):
             path = directory / name
-            if path.exists() and (source := _template_in(json.loads(path.read_text(encoding="utf-8")))):
+            if path.exists() and (source := _template_in(read_json_object(path))):
                 return cls(source)
         raise CheckpointError(f"{directory}: no chat template; tokenizer_config.json should hold one as chat_template.")
 
@@ -80,9 +83,9 @@ class ChatTemplate:
             raise TemplateError("It fails on these messages.") from error
 
 
-def _template_in(document: Any) -> str | None:
+def _template_in(document: dict[str, Any]) -> str | None:
     """``chat_template`` is a string, or a list of named ones of which ``default`` counts."""
-    stored = document.get("chat_template") if isinstance(document, dict) else None
+    stored = document.get("chat_template")
     if isinstance(stored, list):
         named = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}
         stored = named.get("default")
@@ -91,7 +94,11 @@ def _template_in(document: Any) -> str | None:
 
 def _unused_character(text: str) -> str:
     present = set(text)
-    return next(chr(code) for code in _PRIVATE_USE if chr(code) not in present)
+    unused = (chr(code) for codes in _PRIVATE_USE for code in codes if chr(code) not in present)
+    mark = next(unused, None)
+    if mark is None:
+        raise TemplateError("The text uses every private character of Unicode.")
+    return mark
 
 
 def _raise_exception(message: str) -> NoReturn:

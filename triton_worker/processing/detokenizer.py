@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 _INCOMPLETE = "\ufffd"  # what an unfinished UTF-8 character decodes to
+_LONGEST_CHARACTER = 4  # bytes, and so tokens, of a UTF-8 character
 
 
 class Detokenizer:
@@ -21,21 +22,27 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """The text that became certain with this token; often empty."""
         self._token_ids.append(token_id)
-        text = self._pending()
-        if text.endswith(_INCOMPLETE):
+        text = self._pending(len(self._token_ids))
+        if not text.endswith(_INCOMPLETE):
+            return self._take(text, len(self._token_ids))
+        if len(self._token_ids) - self._done <= _LONGEST_CHARACTER:
             return ""
-        self._context, self._done = self._done, len(self._token_ids)
-        return text
+        # Bytes that never become a character: all but what may still begin one is certain.
+        certain = len(self._token_ids) - (_LONGEST_CHARACTER - 1)
+        return self._take(self._pending(certain), certain)
 
     def flush(self) -> str:
         """What is left at the end: an unfinished character, as the replacement character."""
-        text = self._pending()
-        self._done = len(self._token_ids)
+        return self._take(self._pending(len(self._token_ids)), len(self._token_ids))
+
+    def _take(self, text: str, end: int) -> str:
+        self._context, self._done = self._done, end
         return text
 
-    def _pending(self) -> str:
+    def _pending(self, end: int) -> str:
+        """Text of the tokens that are no text yet, up to ``end``."""
         before = self._decode(self._token_ids[self._context : self._done])
-        return self._decode(self._token_ids[self._context :])[len(before) :]
+        return self._decode(self._token_ids[self._context : end])[len(before) :]
 
 
 class StopStrings:

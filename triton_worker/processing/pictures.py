@@ -34,10 +34,11 @@ class PictureError(Exception):
 class PictureLimits:
     """max_pixels_decoded: most pixels, width times height, that a file may unpack to.
 
-    The default is where Pillow begins to warn: 256 MiB as RGB, and more than cameras of up to 89 megapixels take.
+    The default takes pictures of cameras of 50 megapixels, and bounds what one picture takes while it is decoded to
+    about a gigabyte.
     """
 
-    max_pixels_decoded: int = 89_478_485
+    max_pixels_decoded: int = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,36 @@ class ResizeBounds:
             raise ValueError(f"1 <= min_pixels <= max_pixels does not hold for {self.min_pixels} and {self.max_pixels}")
 
 
+def picture_size(data: bytes, limits: PictureLimits) -> tuple[int, int]:
+    """Height and width out of the header, before orientation is applied. Nothing is unpacked. Raises PictureError."""
+    with _open(data, limits) as image:
+        return image.height, image.width
+
+
 def decode_picture(data: bytes, limits: PictureLimits) -> NDArray[np.uint8]:
-    """The first frame of a picture file, upright and on white where it is transparent: uint8 [height, width, 3], RGB.
+    """The first frame of an encoded picture, upright, on white where it is transparent: uint8 [height, width, 3], RGB.
 
     The size in the header is checked before anything is unpacked. Raises PictureError.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # The latter under -W error.
-        raise _too_large(limits) from None
-    except Exception:  # Pillow's plugins raise many types on bytes they cannot read.
-        raise PictureError("The data is not a PNG, JPEG, WebP, GIF or BMP picture.") from None
-    with image:
-        if image.width * image.height > limits.max_pixels_decoded:
-            raise _too_large(limits)
+    with _open(data, limits) as image:
         try:
             return _rgb(_upright(image))
         except Image.DecompressionBombError:
             raise _too_large(limits) from None
-        except Exception:  # As above, now from the decoders.
+        except Exception:  # Pillow's decoders raise many types on bytes they cannot read.
             raise PictureError("The picture is truncated or damaged.") from None
+
+
+def _open(data: bytes, limits: PictureLimits) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # The latter under -W error.
+        raise _too_large(limits) from None
+    except Exception:  # As above, now from the readers of headers.
+        raise PictureError("The data is not a PNG, JPEG, WebP, GIF or BMP picture.") from None
+    if image.width * image.height > limits.max_pixels_decoded:
+        raise _too_large(limits)
+    return image
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -118,7 +129,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow would clip 16-bit greys at 255, which leaves nearly all of them white; keep the high byte instead.
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        grey = (np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     if "A" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")

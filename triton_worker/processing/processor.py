@@ -16,7 +16,9 @@ from triton_worker.processing.pictures import (
     PictureLimits,
     ResizeBounds,
     decode_picture,
+    picture_size,
     resize_picture,
+    smart_resize,
 )
 from triton_worker.processing.tokenizer import Tokenizer
 
@@ -51,17 +53,13 @@ class Processor:
             RequestRefused: a picture cannot be taken, or the prompt does not fit the context.
         """
         order = _picture_order(submit)
-        pictures = tuple(self._picture(submit.pictures[index], index) for index in order)
-        prompt_token_ids = self._prompt(submit.messages, pictures)
+        # Headers first: a prompt that does not fit is refused before its pictures are unpacked.
+        picture_tokens = [self._picture_tokens(submit.pictures[index], index) for index in order]
+        prompt_token_ids = self._prompt(submit, picture_tokens, context_length)
         room = context_length - len(prompt_token_ids)
         max_tokens = submit.sampling.max_tokens
         if room < 1:
-            raise RequestRefused(
-                ErrorCode.INVALID_REQUEST,
-                f"The prompt has {len(prompt_token_ids)} tokens; the model's context holds {context_length}, "
-                "the answer included.",
-                "prompt",
-            )
+            raise _too_long(f"{len(prompt_token_ids)}", context_length)
         if max_tokens is not None and max_tokens > room:
             raise RequestRefused(
                 ErrorCode.INVALID_REQUEST,
@@ -69,6 +67,7 @@ class Processor:
                 f"in a context of {context_length}.",
                 "max_tokens",
             )
+        pictures = tuple(self._picture(submit.pictures[index], index) for index in order)
         sampling = submit.sampling
         return Generate(
             request_id=engine_id,
@@ -80,38 +79,70 @@ class Processor:
             stop_token_ids=frozenset() if sampling.ignore_eos else self.tokenizer.end_token_ids,
         )
 
+    def _picture_tokens(self, data: bytes, index: int) -> int:
+        """How many embeddings the picture will have, from its header alone."""
+        try:
+            height, width = smart_resize(
+                *picture_size(data, self._limits),
+                self._picture_unit,
+                self._bounds.min_pixels,
+                self._bounds.max_pixels,
+            )
+        except PictureError as error:
+            raise _picture_refused(error, index) from error
+        return height // self._picture_unit * (width // self._picture_unit)
+
     def _picture(self, data: bytes, index: int) -> NDArray[np.uint8]:
         try:
-            return resize_picture(decode_picture(data, self._limits), self._bounds)
+            return resize_picture(decode_picture(data, self._limits), self._bounds, self._picture_unit)
         except PictureError as error:
-            message = f"Picture {index + 1}: {error}"
-            raise RequestRefused(ErrorCode.INVALID_PICTURE, message, f"image[{index}]") from error
+            raise _picture_refused(error, index) from error
 
-    def _prompt(self, messages: tuple[ChatMessage, ...], pictures: tuple[NDArray[np.uint8], ...]) -> list[int]:
+    def _prompt(self, submit: Submit, picture_tokens: list[int], context_length: int) -> list[int]:
         """Token ids of the rendered conversation, with one image token for each embedding of a picture."""
-        try:
-            text, mark = self._template.render(messages, list(self.tokenizer.special_tokens))
-        except TemplateError as error:
-            raise RequestRefused(
-                ErrorCode.INVALID_REQUEST, f"The chat template refused: {error}", "messages"
-            ) from error
+        if submit.rendered_prompt is not None:
+            by, text, mark = "prompt", submit.rendered_prompt, ""
+        else:
+            by, (text, mark) = "chat template", self._rendered(submit.messages)
+        # What is far too long is refused before it is tokenized, which takes seconds for a million characters.
+        if len(text) > context_length * self.tokenizer.longest_token:
+            raise _too_long(f"more than {context_length}", context_length)
         token_ids = self.tokenizer.encode_template(text, mark)
+        if not token_ids:
+            raise RequestRefused(ErrorCode.INVALID_REQUEST, "The prompt is empty.", "prompt")
         image_token = self.tokenizer.image_token_id
-        if token_ids.count(image_token) != len(pictures):
-            raise RequestRefused(
-                ErrorCode.INVALID_REQUEST,
-                f"The chat template has places for {token_ids.count(image_token)} of {len(pictures)} pictures.",
-                "image",
-            )
-        counts = iter(p.shape[0] // self._picture_unit * (p.shape[1] // self._picture_unit) for p in pictures)
+        places = token_ids.count(image_token)
+        if places != len(picture_tokens):
+            message = f"The {by} has {places} places for pictures, but there are {len(picture_tokens)}."
+            raise RequestRefused(ErrorCode.INVALID_REQUEST, message, "image")
+        counts = iter(picture_tokens)
         expanded: list[int] = []
         for token_id in token_ids:
             expanded += [token_id] * (next(counts) if token_id == image_token else 1)
         return expanded
 
+    def _rendered(self, messages: tuple[ChatMessage, ...]) -> tuple[str, str]:
+        try:
+            return self._template.render(messages, list(self.tokenizer.special_tokens))
+        except TemplateError as error:
+            raise RequestRefused(
+                ErrorCode.INVALID_REQUEST, f"The chat template refused: {error}", "messages"
+            ) from error
+
+
+def _too_long(tokens: str, context_length: int) -> RequestRefused:
+    message = f"The prompt has {tokens} tokens; the model's context holds {context_length}, the answer included."
+    return RequestRefused(ErrorCode.INVALID_REQUEST, message, "prompt")
+
+
+def _picture_refused(error: PictureError, index: int) -> RequestRefused:
+    return RequestRefused(ErrorCode.INVALID_PICTURE, f"Picture {index + 1}: {error}", f"image[{index}]")
+
 
 def _picture_order(submit: Submit) -> list[int]:
     """Indices into the request's pictures, in the order in which the messages show them."""
+    if submit.rendered_prompt is not None:
+        return list(range(len(submit.pictures)))
     order = [part.index for message in submit.messages for part in message.content if isinstance(part, PicturePart)]
     if sorted(order) != list(range(len(submit.pictures))):
         raise RequestRefused(

@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BackendTokenizer
 
 from triton_worker.checkpoint import CheckpointError
+from triton_worker.checkpoint.checkpoint import read_json_object
 
 IMAGE_TOKEN = "<|image_pad|>"
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -20,6 +22,11 @@ _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+class _AddedToken(msgspec.Struct):
+    content: Annotated[str, msgspec.Meta(min_length=1)]
+    id: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Tokenizer:
@@ -31,11 +38,18 @@ class Tokenizer:
 
     def __init__(self, directory: Path) -> None:
         settings = (
-            _read_json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").exists() else {}
+            read_json_object(directory / "tokenizer_config.json")
+            if (directory / "tokenizer_config.json").exists()
+            else {}
         )
         document = _tokenizer_document(directory, settings)
-        added = document.get("added_tokens") or []
-        self._special_ids: dict[str, int] = {token["content"]: token["id"] for token in added}
+        try:
+            added = msgspec.convert(document.get("added_tokens") or [], list[_AddedToken])
+        except msgspec.ValidationError as error:
+            raise CheckpointError(
+                f"{directory}: the tokenizer's added tokens need a content and an id each."
+            ) from error
+        self._special_ids = {token.content: token.id for token in added}
         if IMAGE_TOKEN not in self._special_ids:
             raise CheckpointError(
                 f"{directory}: the tokenizer has no {IMAGE_TOKEN} token; a Qwen-VL tokenizer is needed."
@@ -46,6 +60,8 @@ class Tokenizer:
         longest_first = sorted(self._special_ids, key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self.image_token_id = self._special_ids[IMAGE_TOKEN]
+        # A byte-level token has one character for each of its bytes, so text has no more characters than this for each.
+        self.longest_token = max(map(len, self._decoder.get_vocab()))
         self.end_token_ids = self._end_token_ids(directory, settings)
 
     @property
@@ -63,7 +79,9 @@ class Tokenizer:
             if index % 2:
                 token_ids.append(self._special_ids[piece])
             elif piece:
-                token_ids += self._text_encoder.encode(piece.replace(literal_mark, ""), add_special_tokens=False).ids
+                # As a batch, because only that lets other threads run meanwhile.
+                text = piece.replace(literal_mark, "")
+                token_ids += self._text_encoder.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return token_ids
 
     def decode(self, token_ids: list[int]) -> str:
@@ -73,8 +91,11 @@ class Tokenizer:
     def _end_token_ids(self, directory: Path, settings: dict[str, Any]) -> frozenset[int]:
         """Tokens that end an answer: those of generation_config.json, or else the tokenizer's own."""
         generation = directory / "generation_config.json"
-        if generation.exists() and (stored := _read_json(generation).get("eos_token_id")) is not None:
-            return frozenset(stored if isinstance(stored, list) else [stored])
+        if generation.exists() and (stored := read_json_object(generation).get("eos_token_id")) is not None:
+            try:
+                return frozenset(msgspec.convert(stored if isinstance(stored, list) else [stored], list[int]))
+            except msgspec.ValidationError as error:
+                raise CheckpointError(f"{generation}: eos_token_id is a token id or a list of them.") from error
         eos = settings.get("eos_token")
         names = (*_END_TOKENS, eos.get("content") if isinstance(eos, dict) else eos)
         ends = frozenset(self._special_ids[name] for name in names if name in self._special_ids)
@@ -86,7 +107,7 @@ class Tokenizer:
 def _tokenizer_document(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The content of tokenizer.json, made from vocab.json and merges.txt where it is missing."""
     if (directory / "tokenizer.json").exists():
-        return _read_json(directory / "tokenizer.json")
+        return read_json_object(directory / "tokenizer.json")
     for name in ("vocab.json", "merges.txt"):
         if not (directory / name).exists():
             raise CheckpointError(
@@ -119,13 +140,3 @@ def _backend(document: dict[str, Any], directory: Path) -> BackendTokenizer:
         raise CheckpointError(
             f"{directory}: the tokenizer's files cannot be read as a Hugging Face tokenizer."
         ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON.") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: a JSON object was expected.")
-    return document

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from protocol import wire
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.processing.pictures import ResizeBounds
 from triton_worker.serving.settings import TritonAddresses, WorkerSettings
@@ -21,21 +23,34 @@ def add_flag(flags: Flags, *names: str, default: Any = None, required: bool = Fa
     """Like ``add_argument``, with an environment variable behind it; the help text tells both it and the default."""
     long_name = next(name for name in names if name.startswith("--")).removeprefix("--")
     variable = ENVIRONMENT_PREFIX + long_name.upper()
-    told = os.environ.get(variable)
+    told = os.environ.get(variable) or None
     shown = "" if default is None else f" Default: {default}."
     if options.get("action") == "store_true":
         default = told is not None and told.lower() in ("1", "true", "yes")
     elif told is not None:
         default, required = told, False  # argparse converts and checks a default that is a string
+    if "action" not in options:
+        options["metavar"] = long_name.rpartition("_")[2].upper()  # the whole name would not fit the help's lines
     flags.add_argument(
         *names, default=default, required=required, help=f"{help}{shown} [{variable}]".replace("%", "%%"), **options
     )
 
 
-def add_worker_flags(flags: Flags) -> None:
-    """The flags of a worker. Names, short forms and defaults of the first group are those of NeMo Export-Deploy."""
+def add_worker_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a worker, in groups."""
+    _add_export_deploy_flags(parser.add_argument_group("model", "As in NeMo Export-Deploy."))
+    _add_triton_flags(parser.add_argument_group("Triton"))
+    _add_engine_flags(parser.add_argument_group("engine"))
+    _add_picture_flags(parser.add_argument_group("pictures"))
+
+
+def _add_export_deploy_flags(flags: Flags) -> None:
+    """Names, short forms and defaults are those of NeMo Export-Deploy."""
     add_flag(flags, "-nc", "--nemo_checkpoint", required=True, help="Checkpoint directory (NeMo 2.0 or Hugging Face).")
-    add_flag(flags, "-tmn", "--triton_model_name", required=True, help="Name under which the model is served.")
+    add_flag(
+        flags, "-tmn", "--triton_model_name", type=model_name, required=True, help="Name under which it is served."
+    )
+    add_flag(flags, "-tmv", "--triton_model_version", type=positive, default=1, help="The model's version in Triton.")
     add_flag(flags, "-trp", "--triton_port", type=port, default=8000, help="Triton's HTTP port.")
     add_flag(flags, "-tha", "--triton_http_address", default="0.0.0.0", help="Address of Triton's HTTP port.")
     add_flag(
@@ -46,7 +61,44 @@ def add_worker_flags(flags: Flags) -> None:
         default="bfloat16",
         help="Data type of the parameters: float16, bfloat16 or float32.",
     )
+    add_flag(
+        flags,
+        "-tps",
+        "--tensor_parallel_size",
+        "--tensor_parallelism_size",
+        type=positive,
+        default=1,
+        help="GPUs that share each layer; 1 for now.",
+    )
+    add_flag(
+        flags,
+        "-pps",
+        "--pipeline_parallel_size",
+        "--pipeline_parallelism_size",
+        type=positive,
+        default=1,
+        help="Stages, a GPU each, that the layers are split into; 1 for now.",
+    )
+    add_flag(
+        flags,
+        "-mbs",
+        "--max_batch_size",
+        type=positive,
+        default=4,
+        help="Prompts in one call over Triton at most. What is computed at once is --max_num_seqs.",
+    )
+    add_flag(
+        flags,
+        "-ibts",
+        "--inference_batch_times_seqlen_threshold",
+        type=positive,
+        default=1000,
+        help="Tokens of prompts, batch times length, that one step starts at most; a longer prompt gets its own.",
+    )
     add_flag(flags, "-dm", "--debug_mode", action="store_true", help="Log more.")
+
+
+def _add_triton_flags(flags: Flags) -> None:
     add_flag(
         flags, "--triton_grpc_port", type=port, default=8001, help="Triton's gRPC port, which the gateway speaks to."
     )
@@ -57,6 +109,9 @@ def add_worker_flags(flags: Flags) -> None:
         help="Address of Triton's gRPC port: reachable from here alone.",
     )
     add_flag(flags, "--triton_metrics_port", type=port, default=8002, help="Port of Triton's metrics.")
+
+
+def _add_engine_flags(flags: Flags) -> None:
     add_flag(flags, "--tokenizer", help="Directory of the tokenizer, where the checkpoint holds none.")
     add_flag(flags, "--device", type=one_of("auto", "cpu", "cuda"), default="auto", help="auto, cpu or cuda.")
     add_flag(flags, "--max_num_seqs", type=positive, default=64, help="Requests computed at once.")
@@ -69,6 +124,9 @@ def add_worker_flags(flags: Flags) -> None:
     add_flag(
         flags, "--gpu_memory_fraction", type=fraction, default=0.9, help="Part of the free GPU memory for the KV cache."
     )
+
+
+def _add_picture_flags(flags: Flags) -> None:
     bounds = ResizeBounds()
     add_flag(
         flags,
@@ -89,6 +147,8 @@ def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
     return WorkerSettings(
         nemo_checkpoint=arguments.nemo_checkpoint,
         model_name=arguments.triton_model_name,
+        model_version=arguments.triton_model_version,
+        max_batch_size=arguments.max_batch_size,
         tokenizer=arguments.tokenizer,
         dtype=arguments.params_dtype,
         device=arguments.device,
@@ -99,8 +159,11 @@ def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
             grpc_port=arguments.triton_grpc_port,
             metrics_port=arguments.triton_metrics_port,
         ),
+        tensor_parallel_size=arguments.tensor_parallel_size,
+        pipeline_parallel_size=arguments.pipeline_parallel_size,
         limits=EngineLimits(
             max_sequences=arguments.max_num_seqs,
+            max_prefill_tokens=arguments.inference_batch_times_seqlen_threshold,
             context_length=arguments.max_model_len,
             gpu_memory_fraction=arguments.gpu_memory_fraction,
         ),
@@ -142,6 +205,15 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return convert
+
+
+def model_name(text: str) -> str:
+    """Converter that takes what Triton takes as a model's name, but not those of the gateway's models."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} has characters other than letters, digits, dots, dashes and _")
+    if text.lower() in (wire.CONTROL_MODEL, wire.DELTAS_MODEL):
+        raise argparse.ArgumentTypeError(f"{text!r} is the name of a model that the gateway needs")
+    return text
 
 
 port = _number(int, 1, 65535, "a port (1 to 65535)")

@@ -35,6 +35,7 @@ from triton_worker.engine.messages import (
     EngineStatus,
     FromEngine,
     LoadProgress,
+    NewToken,
     StepOutput,
     ToEngine,
 )
@@ -44,10 +45,14 @@ from triton_worker.serving.session import Session
 
 logger = logging.getLogger(__name__)
 
-ENGINE_SILENCE_SECONDS = 60.0
-"""An engine that finished no step for so long is taken for hung: not ready."""
+ENGINE_SILENCE_SECONDS = 10.0
+"""An engine that said nothing for so long is not ready. It says that it lives during a long step too."""
+
+MAX_PICTURE_BYTES = 2 * 2**30
+"""Pictures of all requests in the worker together; one request alone is always let in."""
 
 _LOST = RequestError(ErrorCode.UNAVAILABLE, "The model went away while this request ran. Please try again.")
+_NOT_COMPUTED = RequestError(ErrorCode.INTERNAL, "The request could not be computed; the worker's log says why.")
 _STARTING = RequestError(ErrorCode.UNAVAILABLE, "The model is still being loaded. Please try again later.")
 _STOPPING = RequestError(ErrorCode.UNAVAILABLE, "The model is shutting down. Please try again.")
 
@@ -81,11 +86,13 @@ class Front:
         # The engine's ids are our own: a gateway may use a request id again while tokens of its first use still come.
         self._engine_ids = itertools.count()
         self._by_engine_id: dict[str, Generation] = {}
+        self._picture_bytes: dict[str, int] = {}  # as sent, then as resized
         self._tasks: set[asyncio.Task[None]] = set()
         self._context_length: int | None = None
         self._engine_status = EngineStatus()
         self._engine_heard_at = time.monotonic()
         self._refusal: RequestError | None = _STARTING
+        self._started = asyncio.Event()
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -132,22 +139,39 @@ class Front:
                     logger.warning("A gateway let its lease lapse; its %d requests end.", len(client.generations))
                     self.close_session(session_id)
 
+    async def started(self) -> None:
+        """Returns when requests are taken, or never will be."""
+        await self._started.wait()
+
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def _submit(self, client: _Client, submit: Submit) -> None:
-        refusal = self._refused(client, submit)
-        if refusal is not None:
-            client.session.push(EndDelta(request_id=submit.request_id, outcome=Outcome.FAILED, error=refusal))
-            return
+    def generate(self, submit: Submit, emit: Callable[[Delta], None]) -> Generation:
+        """Start one generation. ``emit`` takes its deltas, the terminal one last; at once if the request is refused."""
         engine_id = str(next(self._engine_ids))
-        generation = Generation(submit, lambda delta: self._emit(client, engine_id, delta))
-        client.generations[submit.request_id] = generation
+        generation = Generation(submit, emit)
+        refusal = self._refused(submit)
+        if refusal is not None:
+            generation.fail(refusal)
+            return generation
         self._by_engine_id[engine_id] = generation
-        task = asyncio.ensure_future(self._run(engine_id, generation))
+        self._picture_bytes[engine_id] = sum(map(len, submit.pictures))
+        generation.on_end(lambda: self._release(engine_id))
+        task = asyncio.ensure_future(self._run(engine_id, submit, generation))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return generation
 
-    def _refused(self, client: _Client, submit: Submit) -> RequestError | None:
+    def _submit(self, client: _Client, submit: Submit) -> None:
+        if submit.request_id in client.generations:
+            error = RequestError(ErrorCode.INVALID_REQUEST, "A request of the same id is still running.", "request_id")
+            client.session.push(EndDelta(request_id=submit.request_id, outcome=Outcome.FAILED, error=error))
+            return
+        generation = self.generate(submit, client.session.push)
+        if not generation.ended:
+            client.generations[generation.request_id] = generation
+            generation.on_end(lambda: client.generations.pop(generation.request_id))
+
+    def _refused(self, submit: Submit) -> RequestError | None:
         """Why the request cannot be admitted, if it cannot."""
         if self._refusal is not None:
             return self._refusal
@@ -155,27 +179,29 @@ class Front:
             return RequestError(
                 ErrorCode.MODEL_NOT_FOUND, f"There is no model {submit.model!r}; this is {self._model!r}.", "model"
             )
-        if submit.request_id in client.generations:
-            return RequestError(ErrorCode.INVALID_REQUEST, "A request of the same id is still running.", "request_id")
         if len(self._by_engine_id) >= self._max_requests:
             return RequestError(
                 ErrorCode.QUEUE_FULL, f"All {self._max_requests} places are taken. Please try again shortly."
             )
+        held = sum(self._picture_bytes.values())
+        if held and held + sum(map(len, submit.pictures)) > MAX_PICTURE_BYTES:
+            return RequestError(ErrorCode.QUEUE_FULL, "Too many pictures are waiting. Please try again shortly.")
         return None
 
-    async def _run(self, engine_id: str, generation: Generation) -> None:
+    async def _run(self, engine_id: str, submit: Submit, generation: Generation) -> None:
         """Prepare the prompt and hand it to the engine; ends at the request's deadline at the latest."""
-        submit = generation.submit
         deadline = submit.deadline_seconds
         loop = asyncio.get_running_loop()
         if deadline is not None:
             timer = loop.call_later(deadline, generation.fail, _deadline_error(deadline))
             generation.on_end(timer.cancel)
         assert self._context_length is not None
+        preparing = self._preparing.submit(self._processor.prepare, submit, engine_id, self._context_length)
+        generation.on_end(preparing.cancel)  # one that still waits for a thread need not be prepared
         try:
-            prompt = await loop.run_in_executor(
-                self._preparing, self._processor.prepare, submit, engine_id, self._context_length
-            )
+            prompt = await asyncio.wrap_future(preparing)
+        except asyncio.CancelledError:
+            return
         except RequestRefused as refused:
             generation.fail(refused.error)
         except Exception:
@@ -187,15 +213,14 @@ class Front:
             if not generation.ended:
                 tokenizer = self._processor.tokenizer
                 generation.prepared(prompt, tokenizer.image_token_id, tokenizer.decode)
+                self._picture_bytes[engine_id] = sum(picture.nbytes for picture in prompt.pictures)
                 self._to_engine(prompt)
 
-    def _emit(self, client: _Client, engine_id: str, delta: Delta) -> None:
-        client.session.push(delta)
-        if isinstance(delta, EndDelta):
-            client.generations.pop(delta.request_id, None)
-            self._by_engine_id.pop(engine_id, None)
-            # Harmless when the engine ended it itself; needed when a stop string, a deadline or the caller did.
-            self._to_engine(Abort(engine_id))
+    def _release(self, engine_id: str) -> None:
+        del self._by_engine_id[engine_id]
+        del self._picture_bytes[engine_id]
+        # Harmless when the engine ended it itself; needed when a stop string, a deadline or the caller did.
+        self._to_engine(Abort(engine_id))
 
     # -- engine --------------------------------------------------------------------------------------------------------
 
@@ -203,17 +228,29 @@ class Front:
         """Take what the engine process said."""
         self._engine_heard_at = time.monotonic()
         match message:
-            case StepOutput(tokens, status):
+            case StepOutput(tokens, failed, status):
                 self._engine_status = status
                 for token in tokens:
-                    generation = self._by_engine_id.get(token.request_id)
-                    if generation is not None:
-                        generation.push(token)
+                    self._push(token)
+                for engine_id in failed:
+                    if engine_id in self._by_engine_id:
+                        self._by_engine_id[engine_id].fail(_NOT_COMPUTED)
             case EngineReady(context_length):
                 self._context_length = context_length
                 self._refusal = None
+                self._started.set()
             case EngineFailed() | LoadProgress():
                 pass  # the worker process deals with these
+
+    def _push(self, token: NewToken) -> None:
+        generation = self._by_engine_id.get(token.request_id)
+        if generation is None:
+            return
+        try:
+            generation.push(token)
+        except Exception:
+            logger.exception("Request %s: a token could not be taken.", generation.request_id)
+            generation.fail(_NOT_COMPUTED)
 
     def on_engine_exit(self) -> None:
         """The engine is gone: end every request and take no more."""
@@ -222,6 +259,11 @@ class Front:
     def drain(self) -> None:
         """Take no more requests; those in flight go on."""
         self._refusal = _STOPPING
+
+    @property
+    def engine_step_seconds(self) -> float:
+        """Since the engine's last step ended, as the engine tells it."""
+        return self._engine_status.step_seconds
 
     @property
     def idle(self) -> bool:
@@ -236,6 +278,7 @@ class Front:
 
     def _end_all(self, error: RequestError) -> None:
         self._refusal = error
+        self._started.set()
         for generation in list(self._by_engine_id.values()):
             generation.fail(error)
 
@@ -247,6 +290,8 @@ class Front:
             context_length=self._context_length or 0,
             running=self._engine_status.running,
             waiting=self._engine_status.waiting,
+            kv_cache_usage=self._engine_status.kv_cache_usage,
+            preemptions=self._engine_status.preemptions,
         )
 
 

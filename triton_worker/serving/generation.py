@@ -13,20 +13,18 @@ class Generation:
     """Turns the engine's tokens into deltas, and says the terminal one exactly once."""
 
     def __init__(self, submit: Submit, emit: Callable[[Delta], None]) -> None:
-        self.submit = submit
+        # Not the request itself: it holds the pictures, and nobody needs them once they are decoded.
+        self.request_id = submit.request_id
+        """The gateway's id of the request."""
+        self._return_prompt = submit.return_prompt_token_ids
         self._emit = emit
         self._ended = False
-        self._prompt: Generate | None = None
+        self._prompt_token_ids: tuple[int, ...] | None = None
         self._image_tokens = 0
         self._completion_tokens = 0
         self._detokenizer = Detokenizer(lambda token_ids: "")
         self._stop_strings = StopStrings(submit.sampling.stop)
-        self._on_end: list[Callable[[], None]] = []
-
-    @property
-    def request_id(self) -> str:
-        """The gateway's id of the request."""
-        return self.submit.request_id
+        self._on_end: list[Callable[[], object]] = []
 
     @property
     def ended(self) -> bool:
@@ -35,13 +33,13 @@ class Generation:
 
     def prepared(self, prompt: Generate, image_token_id: int, decode: Callable[[list[int]], str]) -> None:
         """The prompt is known; tokens may come."""
-        self._prompt = prompt
+        self._prompt_token_ids = prompt.prompt_token_ids
         self._image_tokens = prompt.prompt_token_ids.count(image_token_id)
         self._detokenizer = Detokenizer(decode)
 
     def push(self, token: NewToken) -> None:
         """Take one token of the engine; :attr:`ended` tells whether it was the last."""
-        if self._ended or self._prompt is None:
+        if self._ended or self._prompt_token_ids is None:
             return
         first = self._completion_tokens == 0
         self._completion_tokens += 1
@@ -53,20 +51,20 @@ class Generation:
             reason = FinishReason.STOP
         elif reason is not None:
             text += self._stop_strings.flush()
-        with_prompt = first and self.submit.return_prompt_token_ids
+        with_prompt = first and self._return_prompt
         self._emit(
             TokenDelta(
                 request_id=self.request_id,
                 text=text,
                 token_ids=(token.token_id,),
                 finish_reason=reason,
-                prompt_token_ids=self._prompt.prompt_token_ids if with_prompt else None,
+                prompt_token_ids=self._prompt_token_ids if with_prompt else None,
             )
         )
         if reason is not None:
             self._end(Outcome.FINISHED)
 
-    def on_end(self, callback: Callable[[], None]) -> None:
+    def on_end(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` before the terminal delta is said."""
         self._on_end.append(callback)
 
@@ -85,6 +83,6 @@ class Generation:
         for callback in self._on_end:
             callback()
         usage = None
-        if self._prompt is not None:
-            usage = Usage(len(self._prompt.prompt_token_ids), self._image_tokens, self._completion_tokens)
+        if self._prompt_token_ids is not None:
+            usage = Usage(len(self._prompt_token_ids), self._image_tokens, self._completion_tokens)
         self._emit(EndDelta(request_id=self.request_id, outcome=outcome, usage=usage, error=error))

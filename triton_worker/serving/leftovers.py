@@ -1,17 +1,21 @@
 """What a worker leaves on the machine while it runs, and how a successor clears away what a killed one left.
 
-Each run has a directory (PyTriton's workspace, Triton's log) named after the worker's process. A killed worker leaves
-that directory, child processes that may live on (tritonserver among them), shared-memory segments and Triton's own
-folders in /tmp. Children are known by an environment variable that they inherit; the rest, whose names tell nothing, by
-a list in the directory.
+Each run has a directory (PyTriton's workspace, Triton's log) and holds a lock in it as long as it lives. A killed
+worker leaves that directory, child processes that may live on (tritonserver among them), shared-memory segments and
+Triton's own folders in /tmp. Children are known by an environment variable that they inherit; the rest, whose names
+tell nothing, by a list in the directory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
+import stat
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +30,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 _TEMPORARY = Path("/tmp")
 """Not TMPDIR: Triton has it fixed, and socket paths below a longer one pass the kernel's limit of 107 characters."""
 _TRACES = "traces"
+_LOCK = "lock"
 
 
 def runs_directory() -> Path:
@@ -37,17 +42,24 @@ class RunDirectory:
     """The directory of one run of a worker."""
 
     def __init__(self, parent: Path | None = None) -> None:
-        """Make the directory and mark this process, and so its children to come, as belonging to it."""
+        """Make the directory and mark this process, and so its children to come, as belonging to it.
+
+        Raises:
+            OSError: it cannot be made, or others could write where it should be.
+        """
         parent = parent or runs_directory()
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if parent.is_symlink() or parent.stat().st_uid != os.getuid():
-            raise PermissionError(f"{parent} belongs to another user.")
-        process = psutil.Process()
-        self.path = parent / f"{process.pid}-{process.create_time():.2f}"
-        self.path.mkdir(mode=0o700)
+        if not _is_ours(parent):
+            raise PermissionError(f"{parent} can be written by another user")
+        # Locked before it has a name that a sweep looks at.
+        unnamed = Path(tempfile.mkdtemp(prefix=".", dir=parent))
+        self._lock = (unnamed / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.path = unnamed.rename(parent / f"{os.getpid()}-{time.time_ns():x}")
         os.environ[RUN_VARIABLE] = str(self.path)
         self._environments_before = _python_environments()
         self._traces: set[Path] = set()
+        self._visible: set[Path] = set()
 
     @property
     def workspace(self) -> Path:
@@ -55,7 +67,14 @@ class RunDirectory:
         return self.path / "workspace"
 
     def note_traces(self) -> None:
-        """Write down what this process and its children hold outside the directory now, for a successor."""
+        """Write down what this process and its children hold outside the directory now, for a successor.
+
+        Cheap when there is nothing new: it can be called often.
+        """
+        visible = {*_SHARED_MEMORY.iterdir(), *_TEMPORARY.iterdir()}
+        if visible == self._visible:
+            return
+        self._visible = visible
         children = psutil.Process().children(recursive=True)
         traces = self._traces | (_python_environments() - self._environments_before)
         traces = traces.union(*map(_segments, [psutil.Process(), *children]), *map(_model_folders, children))
@@ -70,18 +89,31 @@ class RunDirectory:
 
 def sweep_dead_runs(parent: Path | None = None) -> int:
     """Clear what runs whose worker is gone have left; how many there were."""
-    directories = [path for path in (parent or runs_directory()).glob("*-*") if path.is_dir() and not _is_running(path)]
+    parent = parent or runs_directory()
+    if not _is_ours(parent):
+        return 0
+    directories = [path for path in parent.glob("*-*") if path.is_dir() and not _is_running(path)]
     for directory in directories:
         logger.warning("Clearing what worker %s left when it was killed.", directory.name.split("-")[0])
         _clear(directory)
     return len(directories)
 
 
+def _is_ours(directory: Path) -> bool:
+    """Whether nobody else could have put anything into the directory: what a sweep deletes is written in it."""
+    try:
+        status = directory.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
 def _is_running(directory: Path) -> bool:
-    pid, _, created = directory.name.partition("-")
-    with contextlib.suppress(psutil.NoSuchProcess, ValueError):
-        process = psutil.Process(int(pid))
-        return f"{process.create_time():.2f}" == created and process.status() != psutil.STATUS_ZOMBIE
+    with contextlib.suppress(FileNotFoundError), (directory / _LOCK).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 
@@ -99,11 +131,13 @@ def _clear(directory: Path, excepted: int | None = None) -> None:
 
 def _delete(trace: Path) -> None:
     with contextlib.suppress(OSError):  # gone already, as a rule
+        if trace.lstat().st_uid != os.getuid():
+            return
         if trace.parent == _SHARED_MEMORY:
             trace.unlink()
-        elif trace.name.startswith("folder"):
+        elif trace.parent == _TEMPORARY and trace.name.startswith("folder"):
             shutil.rmtree(trace)
-        else:
+        elif trace.parent == _TEMPORARY and trace.name.startswith("python_env_"):
             trace.rmdir()
 
 

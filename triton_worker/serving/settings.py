@@ -24,10 +24,14 @@ class WorkerSettings:
 
     nemo_checkpoint: str
     model_name: str
+    model_version: int
+    max_batch_size: int
     tokenizer: str | None
     dtype: str
     device: str
     triton: TritonAddresses
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
     limits: EngineLimits
     max_requests: int
     min_pixels: int | None

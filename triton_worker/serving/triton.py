@@ -4,6 +4,7 @@ What PyTriton 0.7 does under load and faults was measured; the shape of this mod
 
 - One decoupled response costs about 2 ms of CPU, so one stream a gateway carries the deltas of all its requests.
 - A callable that raises sends a traceback to the caller: ours answer faults as data and never raise.
+- A model that is not decoupled answers one batch at a time: the reference model gets a stub of our own that does not.
 - Each bound model has an event loop of its own; ours hop to the front's loop, where all state lives.
 """
 
@@ -21,11 +22,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pytriton.model_config import ModelConfig, Tensor
+from pytriton.models.model import Model
 from pytriton.triton import Triton, TritonConfig
 
 from protocol import wire
 from protocol.messages import Control, ControlReply, DeltaBatch, ErrorCode, OpenSession, RequestError
 from triton_worker.serving.front import Front
+from triton_worker.serving.reference_model import PARAMETERS, CallFailed, ReferenceModel
 from triton_worker.serving.settings import TritonAddresses
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,18 @@ logger = logging.getLogger(__name__)
 _STOP_SECONDS = 8.0
 _EXIT_TIMEOUT_SECONDS = 3
 """How long Triton waits for calls in flight when it stops; the front has ended them before."""
+
+_STUB = Path(__file__).with_name("concurrent_stub.py")
+"""Runs in Triton's process, so it is read and not imported."""
+_ERROR_TENSOR = "error"  # as in the stub
+_TRITON_ERRORS = {
+    ErrorCode.INVALID_REQUEST: "INVALID_ARG",
+    ErrorCode.INVALID_PICTURE: "INVALID_ARG",
+    ErrorCode.QUEUE_FULL: "UNAVAILABLE",
+    ErrorCode.UNAVAILABLE: "UNAVAILABLE",
+    ErrorCode.DEADLINE_EXCEEDED: "UNAVAILABLE",
+}
+"""What else goes wrong is INTERNAL."""
 
 Result = TypeVar("Result")
 Tensors = dict[str, NDArray[Any]]
@@ -64,8 +79,8 @@ class TritonServer:
             ),
         )
 
-    def start(self) -> None:
-        """Start Triton and load the models; returns when calls are answered."""
+    def launch(self) -> None:
+        """Start Triton's process. It ends with the thread that calls this, which should be the main one."""
         message = [Tensor(name=wire.MESSAGE_TENSOR, dtype=np.uint8, shape=(-1,))]
         self._triton.bind(
             wire.CONTROL_MODEL, self._control, inputs=message, outputs=message, config=ModelConfig(batching=False)
@@ -78,7 +93,40 @@ class TritonServer:
             config=ModelConfig(batching=False, decoupled=True),
         )
         self._triton.run()
+
+    def connect(self) -> None:
+        """Wait for Triton and load the models; returns when calls are answered."""
         self._triton.connect()
+
+    def add_reference_model(self, model: ReferenceModel, name: str, version: int, max_batch_size: int) -> None:
+        """Serve the reference's tensor contract too. To be called before :meth:`connect`."""
+
+        async def infer(requests: list[Any]) -> list[Tensors]:
+            return await asyncio.gather(*(self._reference_call(model, request.data) for request in requests))
+
+        parameters = [
+            Tensor(name=tensor, dtype=parameter.dtype, shape=(-1,), optional=True)
+            for tensor, parameter in PARAMETERS.items()
+        ]
+        # What Triton.bind does, with a class of ours.
+        bound = _ConcurrentModel(
+            model_name=name,
+            model_version=version,
+            inference_fn=infer,
+            inputs=[
+                Tensor(name="prompts", dtype=bytes, shape=(-1,)),
+                Tensor(name="images", dtype=bytes, shape=(-1,), optional=True),
+                *parameters,
+            ],
+            outputs=[Tensor(name="sentences", dtype=bytes, shape=(-1,))],
+            # No batcher: the engine batches, and a call that waited for others here would wait for the longest.
+            config=ModelConfig(max_batch_size=max_batch_size, batcher=None),
+            workspace=self._triton._workspace,
+            triton_context=self._triton._triton_context,
+            strict=False,
+        )
+        bound.on_model_event(self._triton._on_model_event)
+        self._triton._model_manager.add_model(bound)
 
     def is_alive(self) -> bool:
         """Whether Triton and the threads behind its models live."""
@@ -125,6 +173,17 @@ class TritonServer:
         except Exception:
             logger.exception("The deltas stream of session %s failed.", session_id)
 
+    async def _reference_call(self, model: ReferenceModel, tensors: Tensors) -> Tensors:
+        try:
+            submits, at_once = model.read(tensors)
+            texts = await self._in_front(model.answer(submits, at_once))
+        except CallFailed as failed:
+            return _failure(failed.error)
+        except Exception:
+            logger.exception("A call of the reference model failed.")
+            return _failure(RequestError(ErrorCode.INTERNAL, "The call failed; the worker's log says why."))
+        return {"sentences": np.array([[text.encode()] for text in texts], dtype=np.object_)}
+
     async def _open(self, message: OpenSession) -> Any:
         return self._front.open_session(message)
 
@@ -133,8 +192,24 @@ class TritonServer:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
 
+class _ConcurrentModel(Model):  # type: ignore[misc]
+    """A model that is not decoupled, so that HTTP reaches it, and yet answers any number of calls at once."""
+
+    def get_proxy_model_files(self) -> dict[str, bytes]:
+        files: dict[str, bytes] = super().get_proxy_model_files()
+        directory = f"file:{self.model_version}"
+        files[f"{directory}/pytriton_model.py"] = files[f"{directory}/model.py"]
+        files[f"{directory}/model.py"] = _STUB.read_bytes()
+        return files
+
+
 def _reply(message: Any) -> Tensors:
     return {wire.MESSAGE_TENSOR: wire.to_tensor(message)}
+
+
+def _failure(error: RequestError) -> Tensors:
+    code = _TRITON_ERRORS.get(error.code, "INTERNAL")
+    return {_ERROR_TENSOR: np.array([code.encode(), error.message.encode()], dtype=np.object_)}
 
 
 def _put_python_library_first() -> None:

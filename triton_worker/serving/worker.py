@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from triton_worker.processing.pictures import PictureLimits, ResizeBounds
 from triton_worker.processing.processor import Processor
 from triton_worker.serving.front import Front
 from triton_worker.serving.leftovers import RunDirectory, sweep_dead_runs
+from triton_worker.serving.reference_model import ReferenceModel
 from triton_worker.serving.settings import WorkerSettings
 from triton_worker.serving.triton import TritonServer
 
@@ -35,20 +35,24 @@ logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 20.0
 """Requests in flight get so long to end after SIGTERM."""
+LONGEST_STEP_SECONDS = 600.0
+"""An engine that takes longer for one step hangs."""
+_SHOWN_LOG_LINES = 20
 _PROBE_PERIOD_SECONDS = 5.0
 _PROBE_FAILURES = 3
-_PREPARING_THREADS = min(8, os.cpu_count() or 1)
+_PREPARING_THREADS = min(4, os.cpu_count() or 1)  # each may hold a picture of 50 megapixels
 
 
 class WorkerError(Exception):
     """The worker cannot start or go on; the message is for the person who started it."""
 
 
-def run_worker(settings: WorkerSettings) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. The process should end with it at once (see :func:`main`)."""
+def run_worker(settings: WorkerSettings, stop_asked: threading.Event) -> int:
+    """Serve until ``stop_asked`` is set; the exit code. The process should end with it at once: threads may linger."""
     worker = None
     run_directory = None
     try:
+        _check_parallelism(settings)
         checkpoint = open_checkpoint(settings.nemo_checkpoint, settings.tokenizer)
         sweep_dead_runs()  # first: a predecessor's Triton may still hold the ports
         _check_ports(settings)
@@ -57,17 +61,30 @@ def run_worker(settings: WorkerSettings) -> int:
         os.environ["TMPDIR"] = tempfile.tempdir = str(run_directory.path)
         # PyTriton attaches to segments that others own; Python's tracker would complain of them at every exit.
         os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-        worker = _Worker(settings, checkpoint, run_directory)
+        worker = _Worker(settings, checkpoint, run_directory, stop_asked)
         worker.serve()
         return 0
     except (CheckpointError, UnknownModelFamily, WorkerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _fail(str(error), run_directory)
+    except Exception:
+        logger.exception("The worker failed.")
+        return _fail("The worker failed; the lines above say where.", run_directory)
     finally:
-        if worker is not None:
+        if worker is not None and run_directory is not None:
+            run_directory.note_traces()  # while the processes that hold them live
             worker.stop()
         if run_directory is not None:
             run_directory.remove()
+
+
+def _fail(message: str, run_directory: RunDirectory | None) -> int:
+    """Say why, with the end of Triton's own log, which goes away with the run directory."""
+    log = None if run_directory is None else run_directory.path / "triton.log"
+    if log is not None and log.exists():
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        logger.error("The end of Triton's log:\n%s", "\n".join(lines[-_SHOWN_LOG_LINES:]))
+    print(f"error: {message}", file=sys.stderr)
+    return 1
 
 
 def _make_run_directory() -> RunDirectory:
@@ -80,18 +97,21 @@ def _make_run_directory() -> RunDirectory:
 class _Worker:
     """Engine process, front and Triton of one worker, and the main thread's watch over them."""
 
-    def __init__(self, settings: WorkerSettings, checkpoint: Checkpoint, run_directory: RunDirectory) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        checkpoint: Checkpoint,
+        run_directory: RunDirectory,
+        stop_asked: threading.Event,
+    ) -> None:
         self._settings = settings
         self._run_directory = run_directory
-        self._stop_asked = threading.Event()
+        self._stop_asked = stop_asked
         self._engine_ready = threading.Event()
         self._engine_gone = threading.Event()
         self._engine_failure: str | None = None
         self._progress: tqdm[Any] | None = None
         self._device = _resolve_device(settings.device)
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signal_number, lambda *_: self._stop_asked.set())
-
         bounds = _resize_bounds(settings, checkpoint)
         processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), bounds)
         self._loop = asyncio.new_event_loop()
@@ -104,6 +124,12 @@ class _Worker:
             max_requests=settings.max_requests,
         )
         self._triton = TritonServer(self._front, self._loop, settings.triton, run_directory.workspace)
+        self._triton.add_reference_model(
+            ReferenceModel(self._front, settings.model_name, frozenset(processor.tokenizer.special_tokens)),
+            settings.model_name,
+            settings.model_version,
+            settings.max_batch_size,
+        )
         threading.Thread(target=self._run_loop, name="front", daemon=True).start()
 
     def serve(self) -> None:
@@ -112,11 +138,14 @@ class _Worker:
         Raises:
             WorkerError: the engine or Triton failed.
         """
-        self._triton.start()
-        while not self._engine_ready.wait(0.05):
-            if self._stop_asked.is_set():
+        self._triton.launch()
+        connecting = ThreadPoolExecutor(1, thread_name_prefix="triton-connect").submit(self._triton.connect)
+        while not (connecting.done() and self._engine_ready.is_set()):
+            if self._stop_asked.wait(0.05):
                 return
             self._check_engine()
+            if connecting.done() and connecting.exception() is not None:
+                raise WorkerError("Triton did not start; its log above says why.") from connecting.exception()
         self._run_directory.note_traces()
         logger.info("Ready: %s on %s.", self._settings.model_name, self._device)
         self._watch()
@@ -135,10 +164,12 @@ class _Worker:
         probed_at = time.monotonic()
         while not self._stop_asked.wait(0.5):
             self._check_engine()
+            if self._front.engine_step_seconds > LONGEST_STEP_SECONDS:
+                raise WorkerError(f"The engine has not finished a step for {LONGEST_STEP_SECONDS:g} seconds.")
             if not self._triton.is_alive():
                 raise WorkerError("Triton ended unexpectedly.")
+            self._run_directory.note_traces()
             if time.monotonic() - probed_at > _PROBE_PERIOD_SECONDS:
-                self._run_directory.note_traces()
                 failures = 0 if self._probe() else failures + 1
                 probed_at = time.monotonic()
                 if failures >= _PROBE_FAILURES:
@@ -148,7 +179,9 @@ class _Worker:
         """Whether a call still comes through Triton to the front: its own health does not tell."""
         triton = self._settings.triton
         address = "127.0.0.1" if triton.grpc_address == "0.0.0.0" else triton.grpc_address
-        channel = triton_client.InferenceServerClient(f"{address}:{triton.grpc_port}")
+        # Not by way of a proxy that the environment may name.
+        direct = [("grpc.enable_http_proxy", 0)]
+        channel = triton_client.InferenceServerClient(f"{address}:{triton.grpc_port}", channel_args=direct)
         try:
             message = wire.to_tensor(Control(f"probe-{secrets.token_hex(4)}"))
             tensor = triton_client.InferInput(wire.MESSAGE_TENSOR, list(message.shape), "UINT8")
@@ -234,6 +267,15 @@ def _resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def _check_parallelism(settings: WorkerSettings) -> None:
+    for flag, size in (
+        ("--tensor_parallel_size", settings.tensor_parallel_size),
+        ("--pipeline_parallel_size", settings.pipeline_parallel_size),
+    ):
+        if size != 1:
+            raise WorkerError(f"{flag} {size} is not supported yet; the model runs on one device.")
 
 
 def _check_ports(settings: WorkerSettings) -> None:

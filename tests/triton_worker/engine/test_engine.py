@@ -12,6 +12,7 @@ from triton_worker.engine.engine import Engine, EngineError
 from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import Generate, NewToken
+from triton_worker.engine.scheduler import Chunk
 from triton_worker.models.interface import MultimodalModel
 from triton_worker.models.registry import load_model
 
@@ -85,7 +86,7 @@ def test_a_crowd_is_answered_as_transformers_answers_each_alone(
 def test_preemption_changes_no_token(model: MultimodalModel, expected: list[list[int]]) -> None:
     engine = Engine(model, IMAGE_PAD, 4096, limits(9, model))
     tokens = run(engine, *(generate(str(i), prompt) for i, prompt in enumerate(PROMPTS)))
-    assert engine.preemptions > 0
+    assert engine.status.preemptions > 0
     assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
     assert engine.status.free_blocks == engine.status.total_blocks == 9
 
@@ -139,6 +140,38 @@ def test_an_image_token_that_is_generated_stands_for_no_picture(model: Multimoda
     running.output_token_ids[0] = IMAGE_PAD
     engine._scheduler._preempt(running)  # the prompt and the generated image token are prefilled together
     assert len(drain(engine)["r"]) == 39
+
+
+def test_a_request_whose_numbers_break_spoils_no_other(model: MultimodalModel, expected: list[list[int]]) -> None:
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=2))
+    engine.add(generate("broken", PROMPTS[5], max_tokens=40))
+    engine.step()
+    [broken] = engine._scheduler._running
+    cache = engine._runner._cache
+    rows = broken.cache_rows(0, broken.cached_tokens)
+    cache.keys[:, rows], cache.values[:, rows] = float("nan"), float("inf")
+    engine.add(generate("sound", PROMPTS[5]))
+    assert drain(engine)["sound"] == expected[5]
+
+
+def test_a_prompt_that_memory_has_no_room_for_fails_alone(
+    model: MultimodalModel, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits())
+    engine.add(generate("running", PROMPTS[0]))
+    tokens = [engine.step().tokens[0].token_id]
+    engine.add(generate("too large", PROMPTS[1]))
+    run_model = engine._runner.run
+
+    def run_out_of_memory(chunks: list[Chunk]) -> list[int]:
+        if len(chunks) > 1:
+            raise torch.OutOfMemoryError
+        return run_model(chunks)
+
+    monkeypatch.setattr(engine._runner, "run", run_out_of_memory)
+    assert engine.step().failed == ("too large",)
+    assert tokens + drain(engine)["running"] == expected[0]
+    assert engine.status.free_blocks == engine.status.total_blocks
 
 
 def test_a_cache_too_small_for_one_context_is_refused(model: MultimodalModel) -> None:

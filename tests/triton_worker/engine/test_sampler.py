@@ -84,6 +84,23 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     assert together[::3].tolist() == logits.argmax(-1)[::3].tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-10, 1e-5])
+def test_the_lowest_temperatures_are_greedy(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert sample(logits, batch(1, temperature=temperature)).tolist() == [1]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_of_broken_logits_leaves_the_others_alone(broken: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 50)
+    expected = sample(logits, batch(3))
+    logits[1] = broken
+    drawn = sample(logits, batch(3))
+    assert drawn[[0, 2]].tolist() == expected[[0, 2]].tolist()
+    assert 0 <= drawn[1] < 50
+
+
 def test_seeds_and_positions_make_different_draws() -> None:
     logits = torch.zeros(100, 1000)
     first = sample(logits, batch(100, seed=1))

@@ -24,6 +24,20 @@ def test_an_unfinished_character_is_held_back() -> None:
     assert detokenizer.flush() == "\ufffd"
 
 
+def test_bytes_that_never_become_a_character_do_not_pile_up() -> None:
+    detokenizer = Detokenizer(decode_bytes)
+    said = "".join(detokenizer.push(0xFF) for _ in range(50))
+    assert len(said) > 40
+    assert said + detokenizer.flush() == "\ufffd" * 50
+
+
+@given(st.lists(st.integers(0, 255), max_size=40))
+def test_whatever_the_bytes_whole_characters_survive(token_ids: list[int]) -> None:
+    detokenizer = Detokenizer(decode_bytes)
+    said = "".join(detokenizer.push(byte) for byte in token_ids) + detokenizer.flush()
+    assert said.replace("\ufffd", "") == decode_bytes(token_ids).replace("\ufffd", "")
+
+
 def test_text_ends_before_the_first_stop_string() -> None:
     stops = StopStrings(["END", "##"])
     assert stops.push("some text E") == "some text "

@@ -14,7 +14,7 @@ from protocol.messages import ChatMessage, PicturePart, Submit, TextPart
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
 from triton_worker.processing.chat_template import ChatTemplate, TemplateError
 from triton_worker.processing.pictures import PictureLimits, ResizeBounds
-from triton_worker.processing.processor import Processor
+from triton_worker.processing.processor import Processor, RequestRefused
 from triton_worker.processing.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -95,6 +95,30 @@ def test_user_text_makes_no_special_tokens(processor: Processor, texts: tuple[st
     user_turn = token_ids[len(token_ids) - token_ids[::-1].index(402) :]
     assert "assistant" in processor.tokenizer.decode(user_turn)
     assert "".join(texts) in processor.tokenizer.decode(token_ids)
+
+
+def test_a_text_of_all_private_characters_is_text(processor: Processor) -> None:
+    text = "".join(map(chr, range(0xE000, 0xF900)))
+    submit = Submit(request_id="r", model="m", messages=(ChatMessage("user", (TextPart(text),)),))
+    token_ids = processor.prepare(submit, "e", 100_000).prompt_token_ids
+    assert text in processor.tokenizer.decode(list(token_ids))
+
+
+def test_what_is_far_too_long_is_refused_unread(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor.tokenizer, "encode_template", None)
+    submit = Submit(request_id="r", model="m", messages=(ChatMessage("user", (TextPart("x" * 1_000_000),)),))
+    with pytest.raises(RequestRefused, match="more than 64 tokens"):
+        processor.prepare(submit, "e", 64)
+
+
+def test_pictures_that_do_not_fit_are_not_unpacked(processor: Processor) -> None:
+    cut = png(900, 900)[:200]  # the header alone
+    message = ChatMessage("user", tuple(map(PicturePart, range(4))))
+    submit = Submit(request_id="r", model="m", messages=(message,), pictures=(cut,) * 4)
+    with pytest.raises(RequestRefused, match="prompt has"):
+        processor.prepare(submit, "e", 4096)
+    with pytest.raises(RequestRefused, match=r"Picture 1: .*damaged"):
+        processor.prepare(submit, "e", 8192)
 
 
 def test_end_tokens_come_from_the_tokenizer_or_the_generation_config() -> None:

@@ -22,6 +22,7 @@ from protocol.messages import (
     TextPart,
     TokenDelta,
 )
+from tests.triton_worker.processing.test_processor import png
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.engine.messages import Abort, EngineReady, Generate, NewToken, StepOutput, ToEngine
 from triton_worker.processing.pictures import PictureLimits, ResizeBounds
@@ -209,6 +210,16 @@ async def test_a_dead_engine_fails_every_request_and_takes_no_more(harness: Harn
     assert not batch.status.ready
 
 
+async def test_a_request_that_the_engine_cannot_compute_fails_alone(harness: Harness) -> None:
+    bad, good = await harness.generate("bad"), await harness.generate("good")
+    harness.front.on_engine_message(StepOutput(failed=(bad.request_id, "unknown")))
+    harness.tokens(good.request_id, "fine", FinishReason.STOP)
+    end = await harness.end_of("bad")
+    assert end.error is not None
+    assert end.error.code is ErrorCode.INTERNAL
+    assert (await harness.end_of("good")).outcome is Outcome.FINISHED
+
+
 async def test_a_draining_front_finishes_what_runs_and_takes_no_more(harness: Harness) -> None:
     generate = await harness.generate("running")
     harness.front.drain()
@@ -216,6 +227,21 @@ async def test_a_draining_front_finishes_what_runs_and_takes_no_more(harness: Ha
     assert (await harness.end_of("late")).outcome is Outcome.FAILED
     harness.tokens(generate.request_id, "done", FinishReason.STOP)
     assert (await harness.end_of("running")).outcome is Outcome.FINISHED
+
+
+async def test_pictures_that_would_fill_the_memory_are_refused(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triton_worker.serving.front.MAX_PICTURE_BYTES", 56 * 56 * 3 + 1000)
+    shown = {"messages": (ChatMessage("user", (PicturePart(0),)),), "pictures": (png(56, 56),)}
+    await harness.generate("first", **shown)
+    harness.submit("second", **{**shown, "pictures": (png(56, 56) + b"x" * 1000,)})
+    end = await harness.end_of("second")
+    assert end.error is not None
+    assert end.error.code is ErrorCode.QUEUE_FULL
+    await harness.generate("text alone")
+    harness.front.control(Control("s", (Cancel("first"),)))
+    await harness.generate("third", **shown)
 
 
 async def test_two_gateways_may_use_the_same_request_id(harness: Harness) -> None:
