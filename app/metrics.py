@@ -1,0 +1,144 @@
+"""What the on-call engineer sees at ``/metrics``. Names and buckets follow vLLM's, under our own prefix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from protocol.messages import Delta, EndDelta, Outcome, TokenDelta, WorkerStatus
+
+PREFIX = "multimodal:"
+_FIRST_TOKEN_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5),
+    *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
+)
+_BETWEEN_TOKENS_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+)
+_REQUEST_BUCKETS = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0)
+_TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+
+
+class Metrics:
+    """Counts requests and their tokens as they pass. One object a gateway process."""
+
+    def __init__(self, status: Callable[[], WorkerStatus | None]) -> None:
+        """``status`` is asked when the metrics are read."""
+        self.registry = CollectorRegistry()
+        self.registry.register(_WorkerState(status))
+        self.http_requests = Counter(
+            f"{PREFIX}http_requests",
+            "HTTP requests answered.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, those of pictures included.")
+        self._image_tokens = self._counter("image_tokens", "Tokens of pictures in prompts.")
+        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._succeeded = self._counter("request_success", "Requests finished, by the reason.", "finished_reason")
+        self._failed = self._counter("request_failure", "Requests that failed, by the error's code.", "code")
+        self._cancelled = self._counter("request_cancelled", "Requests whose caller went away.")
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token.", _FIRST_TOKEN_BUCKETS
+        )
+        self._between_tokens = self._histogram(
+            "inter_token_latency_seconds",
+            "Time between two deltas of a request, divided by the second one's tokens.",
+            _BETWEEN_TOKENS_BUCKETS,
+        )
+        self._request_seconds = self._histogram(
+            "e2e_request_latency_seconds", "From a request's arrival to its end.", _REQUEST_BUCKETS
+        )
+        self._request_prompt = self._histogram(
+            "request_prompt_tokens", "Prompt tokens of a request.", _TOKEN_COUNT_BUCKETS
+        )
+        self._request_generation = self._histogram(
+            "request_generation_tokens", "Tokens generated for a request.", _TOKEN_COUNT_BUCKETS
+        )
+
+    async def measured(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+        """The same deltas, counted. One that is closed before its end counts as cancelled."""
+        began = last = time.monotonic()
+        finish_reason = "stop"
+        outcome = Outcome.CANCELLED
+        try:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    now = time.monotonic()
+                    if isinstance(delta, EndDelta):
+                        outcome = delta.outcome
+                        self._count_end(delta, finish_reason, now - began)
+                    else:
+                        self._count_tokens(delta, now, began, last)
+                        finish_reason = delta.finish_reason.value if delta.finish_reason else finish_reason
+                        last = now
+                    yield delta
+        finally:
+            if outcome is Outcome.CANCELLED:
+                self._cancelled.inc()
+
+    def _count_tokens(self, delta: TokenDelta, now: float, began: float, last: float) -> None:
+        if last == began:
+            self._first_token.observe(now - began)
+        elif delta.token_ids:
+            self._between_tokens.observe((now - last) / len(delta.token_ids))
+
+    def _count_end(self, end: EndDelta, finish_reason: str, seconds: float) -> None:
+        if end.error is not None:
+            self._failed.labels(end.error.code.value).inc()
+        if end.outcome is Outcome.FINISHED:
+            self._succeeded.labels(finish_reason).inc()
+            self._request_seconds.observe(seconds)
+        if end.usage is not None:
+            self._prompt_tokens.inc(end.usage.prompt_tokens)
+            self._image_tokens.inc(end.usage.image_tokens)
+            self._generation_tokens.inc(end.usage.completion_tokens)
+            self._request_prompt.observe(end.usage.prompt_tokens)
+            self._request_generation.observe(end.usage.completion_tokens)
+
+    def _counter(self, name: str, told: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, told, labels, registry=self.registry)
+
+    def _histogram(self, name: str, told: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, told, buckets=buckets, registry=self.registry)
+
+
+class _WorkerState(Collector):
+    """What the worker said of itself last; nothing but its absence while it cannot be heard."""
+
+    def __init__(self, status: Callable[[], WorkerStatus | None]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        yield _gauge("worker_ready", "Whether a generation would succeed.", status is not None and status.ready)
+        if status is not None:
+            yield _gauge("num_requests_running", "Requests the engine computes.", status.running)
+            yield _gauge("num_requests_waiting", "Requests that wait for the engine.", status.waiting)
+            yield _gauge("kv_cache_usage_perc", "Part of the KV blocks in use, 0 to 1.", status.kv_cache_usage)
+            told = "Times that a request gave its KV blocks back and started again."
+            yield CounterMetricFamily(f"{PREFIX}num_preemptions", told, value=status.preemptions)
+
+
+def _gauge(name: str, told: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, told, value=float(value))

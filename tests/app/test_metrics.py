@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import asyncio
+import re
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from protocol.messages import WorkerStatus
+from tests.app.conftest import GENERATE, gateway_with, until
+from tests.app.scripted_worker import MODEL, ScriptedWorker
+
+
+async def samples(client: httpx.AsyncClient) -> dict[str, float]:
+    """Every sample by its name and labels: ``name{a="b"}``."""
+    answer = await client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    found = {}
+    for family in text_string_to_metric_families(answer.text):
+        assert family.name.startswith("multimodal:")
+        assert family.documentation
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            found[sample.name.removeprefix("multimodal:") + (f"{{{labels}}}" if labels else "")] = sample.value
+    return found
+
+
+async def test_requests_and_tokens_are_counted(png: bytes) -> None:
+    async with gateway_with() as gateway:
+        await gateway.generate("slowly one two three")
+        await gateway.client.post(GENERATE, files={"image": png}, data={"prompt": "one two"})
+        await gateway.generate("fail queue_full")
+        await gateway.generate("x", temperature=-1)
+        await gateway.client.get("/no/such/route")
+        found = await samples(gateway.client)
+    assert found['request_success_total{finished_reason="stop"}'] == 2
+    assert found['request_failure_total{code="queue_full"}'] == 1
+    assert found["prompt_tokens_total"] == 10 + 14
+    assert found["image_tokens_total"] == 4
+    assert found["generation_tokens_total"] == 5
+    assert found["time_to_first_token_seconds_count"] == 2
+    assert found["inter_token_latency_seconds_count"] >= 2
+    assert 0.06 <= found["e2e_request_latency_seconds_sum"] < 5
+    assert found["request_generation_tokens_count"] == 2
+    route = f'method="POST",route="{GENERATE}"'
+    assert found[f'http_requests_total{{{route},status="200"}}'] == 2
+    assert found[f'http_requests_total{{{route},status="429"}}'] == 1
+    assert found[f'http_requests_total{{{route},status="400"}}'] == 1
+    assert found['http_requests_total{method="GET",route="unknown",status="404"}'] == 1
+
+
+async def test_a_caller_that_goes_away_is_counted_once() -> None:
+    async with gateway_with() as gateway:
+        with pytest.raises(httpx.ReadTimeout):
+            await gateway.client.post(GENERATE, json={"prompt": "hang"}, timeout=0.2)
+        await until(lambda: gateway.worker.cancelled)
+        await asyncio.sleep(0.05)
+        found = await samples(gateway.client)
+    assert found["request_cancelled_total"] == 1
+    assert not [name for name in found if name.startswith("request_success_total{")]
+
+
+async def test_the_worker_s_own_state_is_shown() -> None:
+    worker = ScriptedWorker()
+    worker.status = WorkerStatus(
+        ready=True, model=MODEL, context_length=64, running=3, waiting=2, kv_cache_usage=0.25, preemptions=7
+    )
+    async with gateway_with(worker) as gateway:
+        found = await samples(gateway.client)
+        assert (found["num_requests_running"], found["num_requests_waiting"]) == (3, 2)
+        assert (found["kv_cache_usage_perc"], found["num_preemptions_total"]) == (0.25, 7)
+        assert found["worker_ready"] == 1
+        await worker.stop()
+        while (await gateway.client.get("/health/ready")).status_code == 200:
+            await asyncio.sleep(0.05)
+        found = await samples(gateway.client)
+    assert found["worker_ready"] == 0
+    assert "num_requests_running" not in found
+
+
+async def test_made_up_paths_and_methods_make_no_labels() -> None:
+    async with gateway_with() as gateway:
+        for i in range(5):
+            await gateway.client.request(f"MADE{i}", f"/made/up/{i}")
+        text = (await gateway.client.get("/metrics")).text
+    assert not re.search("MADE|made", text)
