@@ -9,20 +9,28 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.errors import add_exception_handlers
+from app.metrics import Metrics
 from app.middleware.access_log import AccessLog
 from app.middleware.body_limit import BodyLimit
+from app.middleware.http_metrics import HttpMetrics
 from app.middleware.last_resort import LastResort
 from app.middleware.request_id import RequestId
+from app.openai import chat, completions
+from app.openai.operations import OPENAI_MODELS
 from app.openapi import install_openapi
 from app.routes import docs, generate, health
+from app.routes import metrics as metrics_routes
+from app.schemas import CompletionChunk, GenerateBody
 from app.settings import Settings
 from app.worker.connection import WorkerConnection
 
 
 def create_app(settings: Settings) -> FastAPI:
     """Nothing runs before the application is started. ``state.worker`` is its :class:`WorkerConnection`."""
+    metrics = Metrics(lambda: worker.status)
     worker = WorkerConnection(
         settings.triton_grpc_url,
+        metrics,
         connect_seconds=settings.worker_connect_seconds,
         call_seconds=settings.worker_call_seconds,
     )
@@ -36,13 +44,17 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Multimodal gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.worker = worker
     app.include_router(generate.router(settings, worker))
+    app.include_router(chat.router(settings, worker))
+    app.include_router(completions.router(settings, worker))
     app.include_router(health.router(worker))
     app.include_router(docs.router())
+    app.include_router(metrics_routes.router(metrics))
     add_exception_handlers(app)
-    install_openapi(app)
+    install_openapi(app, (GenerateBody, CompletionChunk, *OPENAI_MODELS))
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(LastResort)
+    app.add_middleware(HttpMetrics, requests=metrics.http_requests)
     app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
     return app

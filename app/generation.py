@@ -11,17 +11,27 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from app.errors import ApiError, internal_error, unavailable
+from app.pictures import Picture
+from app.schemas import GenerationParameters
+from app.settings import Settings
 from app.worker.connection import NOT_CONNECTED, WorkerConnection
-from protocol.messages import EndDelta, ErrorCode, FinishReason, Outcome, Submit, TokenDelta, Usage
+from protocol.messages import (
+    ChatMessage,
+    EndDelta,
+    ErrorCode,
+    FinishReason,
+    Outcome,
+    PicturePart,
+    Submit,
+    TextPart,
+    TokenDelta,
+    Usage,
+)
 
 Generated = AsyncGenerator[TokenDelta | Usage, None]
 """Token deltas, then the usage, once and last."""
 
 logger = logging.getLogger(__name__)
-
-
-def new_generation_id() -> str:
-    return f"gen-{uuid.uuid4().hex}"
 
 
 def now() -> int:
@@ -35,6 +45,30 @@ def served_model(worker: WorkerConnection, asked: str | None) -> str:
     if asked not in (None, worker.status.model):
         raise ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND.value, "There is no such model.", "model")
     return worker.status.model
+
+
+def user_message(text: str, pictures: int = 0) -> ChatMessage:
+    """One turn of the user: all pictures, then the text."""
+    return ChatMessage("user", (*map(PicturePart, range(pictures)), TextPart(text)))
+
+
+def new_submit(
+    id_prefix: str,
+    model: str,
+    messages: tuple[ChatMessage, ...],
+    pictures: list[Picture],
+    parameters: GenerationParameters,
+    settings: Settings,
+) -> Submit:
+    return Submit(
+        request_id=f"{id_prefix}-{uuid.uuid4().hex}",
+        model=model,
+        messages=messages,
+        pictures=tuple(picture.data for picture in pictures),
+        sampling=parameters.sampling(),
+        deadline_seconds=settings.deadline_seconds,
+        return_prompt_token_ids=parameters.return_token_ids,
+    )
 
 
 async def generate(worker: WorkerConnection, submit: Submit) -> Generated:
@@ -65,6 +99,10 @@ class ChoiceText:
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason = FinishReason.STOP
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
 
 
 @dataclass

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request
 
 from app.errors import ApiError, bad_request
 from app.multipart import Part, read_parts
-from app.pictures import Picture, check_bytes, check_pictures
+from app.pictures import Picture, check_bytes, check_pictures, from_base64
 from app.schemas import GenerateBody, GenerationParameters
 from app.settings import Settings
-from app.validation import api_error
-
-Model = TypeVar("Model", bound=BaseModel)
+from app.validation import Model, validated, validated_json
 
 PARAMETERS = frozenset(GenerationParameters.model_fields)
 TEXT_FIELDS = frozenset({"prompt", "model", "params"})
@@ -42,40 +37,54 @@ class GenerateCall:
 async def read_generate_call(request: Request, settings: Settings) -> GenerateCall:
     """Raises :class:`ApiError` for whatever is wrong with the request, before the worker hears of it."""
     content_type = request.headers.get("content-type", "")
-    match content_type.partition(";")[0].strip().lower():
+    match _media_type(content_type):
         case "multipart/form-data":
             call = _from_form(await _read_form(request, content_type, settings))
         case "application/json":
             body = await request.body()
             call = await asyncio.to_thread(_from_json, body)
         case _:
-            message = "Send multipart/form-data or application/json."
-            raise ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
-    if len(call.prompt) > settings.max_prompt_characters:
-        raise bad_request(f'"prompt" must have at most {settings.max_prompt_characters:,} characters.', "prompt")
-    if len(call.pictures) > settings.max_pictures:
-        raise bad_request(f"At most {settings.max_pictures} pictures are taken.", call.pictures[-1].field)
+            raise _unsupported_media_type("Send multipart/form-data or application/json.")
+    check_length(len(call.prompt), "prompt", settings)
     if call.pictures:
         await asyncio.to_thread(check_pictures, call.pictures, settings)
     return call
 
 
+async def read_json(request: Request, kind: type[Model]) -> Model:
+    """The body of a route that takes JSON only. Raises :class:`ApiError` for what is wrong with it."""
+    if _media_type(request.headers.get("content-type", "")) != "application/json":
+        raise _unsupported_media_type("Send application/json.")
+    body = await request.body()
+    return await asyncio.to_thread(validated_json, kind, body)
+
+
+def check_length(characters: int, field: str, settings: Settings) -> None:
+    """Raises :class:`ApiError` for more text than is taken."""
+    limit = settings.max_prompt_characters
+    if characters > limit:
+        raise bad_request(f'"{field}" must have at most {limit:,} characters of text.', field)
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _unsupported_media_type(message: str) -> ApiError:
+    return ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+
+
 def _from_json(data: bytes) -> GenerateCall:
-    body = _validated(GenerateBody, data)
+    body = validated_json(GenerateBody, data)
     parameters = body.params
     if body.stream is not None:
         if "stream" in parameters.model_fields_set and parameters.stream != body.stream:
             raise _conflict("stream")
         parameters = parameters.model_copy(update={"stream": body.stream})
-    pictures = [_decoded(picture.data, f"images[{i}]") for i, picture in enumerate(body.images)]
+    pictures = [
+        Picture(from_base64(picture.data, f"images[{i}].data"), f"images[{i}]") for i, picture in enumerate(body.images)
+    ]
     return GenerateCall(body.prompt, pictures, parameters, body.model)
-
-
-def _decoded(data: str, field: str) -> Picture:
-    try:
-        return Picture(base64.b64decode(data, validate=True), field)
-    except (binascii.Error, ValueError):
-        raise bad_request(f'"{field}.data" is not valid base64.', f"{field}.data") from None
 
 
 async def _read_form(request: Request, content_type: str, settings: Settings) -> list[Part]:
@@ -114,7 +123,7 @@ def _from_form(parts: list[Part]) -> GenerateCall:
             fields[part.name] = _json_value(_text(part))
     if not texts.get("prompt"):
         raise bad_request('"prompt" is required.', "prompt")
-    parameters = _validated(GenerationParameters, _merged(_params_object(texts.get("params")), fields))
+    parameters = validated(GenerationParameters, _merged(_params_object(texts.get("params")), fields))
     return GenerateCall(texts["prompt"], pictures, parameters, texts.get("model"))
 
 
@@ -153,13 +162,6 @@ def _text(part: Part) -> str:
         return part.data.decode()
     except UnicodeDecodeError:
         raise bad_request(f'"{part.name}" is not valid UTF-8.', part.name) from None
-
-
-def _validated(kind: type[Model], data: bytes | dict[str, Any]) -> Model:
-    try:
-        return kind.model_validate_json(data) if isinstance(data, bytes) else kind.model_validate(data)
-    except ValidationError as error:
-        raise api_error(error) from None
 
 
 def _conflict(name: str) -> ApiError:

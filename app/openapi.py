@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from app import __version__
 from app.schemas import CompletionChunk, ErrorAnswer, GenerateBody, GenerationParameters
@@ -23,13 +25,18 @@ ERRORS = {
     400: "The request is malformed; `param` names the field.",
     404: "There is no such model.",
     413: "The body or a picture is too large.",
-    415: "The body is neither multipart/form-data nor application/json.",
+    415: "The body has another content type than this route takes.",
     422: "A picture cannot be taken: unreadable, too many pixels, or an unsupported format.",
     429: "Too many requests are waiting. `Retry-After` says when to try again.",
     500: "The server failed. The fault is logged under the request's `X-Request-Id`.",
     503: "The model server is away or starting. `Retry-After` says when to try again.",
     504: "The answer was not complete within the time limit.",
 }
+
+STREAM_ENDS = (
+    'A failure in mid-stream is an event `data: {"error": …}`, and the stream ends without `[DONE]`. '
+    "A caller that hangs up ends its generation."
+)
 
 RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 
@@ -43,6 +50,18 @@ def _error_response(status: int) -> dict[str, Any]:
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         response["headers"] = RETRY_AFTER
     return response
+
+
+def generation_responses(chunk: type[BaseModel], example: str) -> dict[int | str, dict[str, Any]]:
+    """Those of a generating route whose events are ``chunk``; the whole answer is the route's response model."""
+    events = {
+        "schema": {"$ref": REF.format(model=chunk.__name__)},
+        "example": f"data: {example}\n\ndata: [DONE]\n\n",
+    }
+    return {
+        200: {"description": "The answer, whole or as events.", "content": {"text/event-stream": events}},
+        **error_responses(*ERRORS),
+    }
 
 
 def _form_schema() -> dict[str, Any]:
@@ -87,8 +106,7 @@ GENERATE_OPERATION: dict[str, Any] = {
         "Send a form (`image`, `prompt`, `params`; each parameter may also be a field of its own, `stop` several "
         "times; an empty field counts as not given) or the same as JSON. A parameter given twice must have the same "
         "value. With `stream`, the answer is server-sent events: chunks as tokens are generated, a last chunk without "
-        'choices that carries `usage`, then `data: [DONE]`. A failure in mid-stream is an event `data: {"error": …}`, '
-        "and the stream ends without `[DONE]`. A caller that hangs up ends its generation."
+        f"choices that carries `usage`, then `data: [DONE]`. {STREAM_ENDS}"
     ),
     "openapi_extra": {
         "requestBody": {
@@ -115,30 +133,20 @@ GENERATE_OPERATION: dict[str, Any] = {
             },
         }
     },
-    "responses": {
-        200: {
-            "description": "The answer, whole or as events.",
-            "content": {
-                "text/event-stream": {
-                    "schema": {"$ref": REF.format(model="CompletionChunk")},
-                    "example": 'data: {"id": "gen-…", "choices": [{"index": 0, "text": "A red", …}], …}\n\n'
-                    "data: [DONE]\n\n",
-                }
-            },
-        },
-        **error_responses(*ERRORS),
-    },
+    "responses": generation_responses(
+        CompletionChunk, '{"id": "gen-…", "choices": [{"index": 0, "text": "A red", …}], …}'
+    ),
 }
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Makes ``app.openapi`` include the types that no route declares because their bodies have two formats."""
+def install_openapi(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
+    """Makes ``app.openapi`` include ``models``, which no route declares: events, and bodies that are read by hand."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=__version__, description=DESCRIPTION, routes=app.routes)
             components = schema["components"]["schemas"]
-            for model in (GenerateBody, CompletionChunk):
+            for model in models:
                 own = model.model_json_schema(ref_template=REF)
                 components.update(own.pop("$defs", {}))
                 components[model.__name__] = own

@@ -11,15 +11,23 @@ from protocol.messages import FinishReason, SamplingParameters, Usage
 
 
 def _without_null_defaults(schema: dict[str, Any]) -> None:
-    """A field that may be left out is not a field that may be null."""
     for field in schema.get("properties", {}).values():
         if field.get("default", 0) is None:
             del field["default"]
 
 
-ASKED = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_without_null_defaults)
+def _without_null(schema: dict[str, Any]) -> None:
+    """A field that may be left out is not a field that may be null."""
+    for field in schema["properties"].values():
+        if {"type": "null"} in field.get("anyOf", ()):
+            field |= field.pop("anyOf")[0]
+    _without_null_defaults(schema)
+
+
+ASKED = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_without_null)
 ANSWERED = ConfigDict(json_schema_extra=_without_null_defaults)
 
+TokenLimit = Annotated[int, Field(ge=1, le=2**31 - 1)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -28,10 +36,8 @@ class GenerationParameters(BaseModel):
 
     model_config = ASKED
 
-    max_tokens: int | SkipJsonSchema[None] = Field(
+    max_tokens: TokenLimit | None = Field(
         default=None,
-        ge=1,
-        le=2**31 - 1,
         description="Tokens to generate at most; without it, as many as the context has room for.",
         examples=[40],
     )
@@ -50,10 +56,8 @@ class GenerationParameters(BaseModel):
         description="Sample among the likeliest tokens whose probabilities add up to p; 0 leaves only the likeliest.",
         examples=[0.9],
     )
-    seed: int | SkipJsonSchema[None] = Field(
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
         default=None,
-        ge=-(2**63),
-        le=2**63 - 1,
         description="Makes sampling repeatable; without it, drawn anew for each request.",
         examples=[7],
     )
@@ -94,18 +98,18 @@ class GenerateBody(BaseModel):
     prompt: str = Field(min_length=1, description="The user's text.", examples=["What is in this image?"])
     images: list[EncodedPicture] = Field(default=[], description="The pictures, in prompt order.")
     params: GenerationParameters = Field(default=GenerationParameters(), description="Sampling parameters.")
-    model: str | SkipJsonSchema[None] = Field(
+    model: str | None = Field(
         default=None, description="If given, it must be the served model's name (see /v1/models)."
     )
-    stream: bool | SkipJsonSchema[None] = Field(default=None, description='The same as "stream" in "params".')
+    stream: bool | None = Field(default=None, description='The same as "stream" in "params".')
 
 
-def _is_none(value: object) -> bool:
+def is_none(value: object) -> bool:
     return value is None
 
 
 TokenIds = Annotated[
-    list[int] | SkipJsonSchema[None], Field(exclude_if=_is_none, description='Only with "return_token_ids".')
+    list[int] | SkipJsonSchema[None], Field(exclude_if=is_none, description='Only with "return_token_ids".')
 ]
 
 
@@ -125,11 +129,11 @@ class UsageCounts(BaseModel):
         )
 
 
-class CompletionHead(BaseModel):
+class AnswerHead(BaseModel):
     model_config = ANSWERED
 
     id: str = Field(examples=["gen-0b9d5c1e6f0a4a0e8f4b7d1f0a6f4c11"])
-    object: Literal["text_completion"] = "text_completion"
+    object: str
     created: int = Field(description="Unix time in seconds.")
     model: str
 
@@ -143,9 +147,10 @@ class Choice(BaseModel):
     token_ids: TokenIds = None
 
 
-class Completion(CompletionHead):
+class Completion(AnswerHead):
     """The whole answer."""
 
+    object: Literal["text_completion"] = "text_completion"
     choices: list[Choice]
     usage: UsageCounts
     prompt_token_ids: TokenIds = None
@@ -160,11 +165,12 @@ class ChoiceDelta(BaseModel):
     token_ids: TokenIds = None
 
 
-class CompletionChunk(CompletionHead):
+class CompletionChunk(AnswerHead):
     """One event of a stream. The last one has no choices and carries the usage."""
 
+    object: Literal["text_completion"] = "text_completion"
     choices: list[ChoiceDelta]
-    usage: Annotated[UsageCounts | SkipJsonSchema[None], Field(exclude_if=_is_none)] = None
+    usage: Annotated[UsageCounts | SkipJsonSchema[None], Field(exclude_if=is_none)] = None
     prompt_token_ids: TokenIds = None
 
 
@@ -182,6 +188,7 @@ class ErrorAnswer(BaseModel):
 class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
+    created: int = Field(description="Unix time in seconds since which this gateway serves.")
     owned_by: str = "local"
     context_length: int = Field(description="Prompt and generated tokens together, at most.")
 

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="Largest request body.")
     max_pictures: int = Field(default=16, ge=0, description="Most pictures in one request.")
     max_picture_bytes: int = Field(default=20 * MIB, ge=1, description="Largest picture, encoded.")
-    max_picture_pixels: int = Field(default=89_478_485, ge=1, description="Most pixels in one picture.")
+    max_picture_pixels: int = Field(default=50_000_000, ge=1, description="Most pixels in one picture.")
     max_prompt_characters: int = Field(default=1_000_000, ge=1, description="Longest prompt.")
 
     deadline_seconds: float = Field(default=300.0, gt=0, description="A request fails when it takes longer.")

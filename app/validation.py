@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from app.errors import ApiError, bad_request
 from app.schemas import GenerationParameters
+
+Model = TypeVar("Model", bound=BaseModel)
 
 SENTENCES = {
     "missing": "is required.",
@@ -28,43 +31,64 @@ SENTENCES = {
     "string_too_long": "must have at most {max_length} characters.",
     "list_type": "must be a list.",
     "too_long": "must have at most {max_length} entries.",
+    "too_short": "must have at least {min_length} entries.",
     "model_type": "must be an object.",
     "model_attributes_type": "must be an object.",
     "literal_error": "must be one of {expected}.",
+    "union_tag_invalid": "must have {discriminator} set to one of {expected_tags}.",
+    "union_tag_not_found": "must have {discriminator} set.",
     "finite_number": "must be a finite number.",
     "value_error": "{error}",
 }
 
 
+def validated(kind: type[Model], document: object) -> Model:
+    """``document`` as a ``kind``. Raises :class:`ApiError` for what is wrong with it."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise _api_error(error) from None
+
+
+def validated_json(kind: type[Model], body: bytes) -> Model:
+    try:
+        document = from_json(body)
+    except ValueError:
+        raise bad_request("The body is not valid JSON.") from None
+    return validated(kind, document)
+
+
 def sentence(error: ValidationError) -> tuple[str, str]:
     """The first field at fault, and what is wrong with it."""
     first = error.errors(include_url=False, include_input=False)[0]
-    loc, kind = first["loc"], first["type"]
+    name, kind = field_name(first["loc"]), first["type"]
     context: Mapping[str, Any] = first.get("ctx", {})
-    if "stop" in loc:  # a union: pydantic tells of each branch, a person wants the whole
+    if name.startswith("stop."):  # a union: pydantic tells of each branch, a person wants the whole
         return "stop", "must be a string or a list of at most 16 strings, each of 1 to 256 characters."
-    return field_name(loc), SENTENCES.get(kind, "is not valid.").format_map(context)
+    return name, SENTENCES.get(kind, "is not valid.").format_map(context)
 
 
 def field_name(loc: Sequence[str | int]) -> str:
-    """``images[0].data``; sampling parameters go by their own names wherever they lie."""
+    """``images[0].data``; sampling parameters go by their own names wherever they lie.
+
+    Pydantic names a part of a message by its type too, after its index in the content: that is no step of the way.
+    """
     if len(loc) > 1 and loc[0] == "params":
         loc = loc[1:]
     name = ""
-    for step in loc:
-        name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else step
+    for position, step in enumerate(loc):
+        is_type_of_part = position >= 2 and loc[position - 2] == "content" and isinstance(loc[position - 1], int)
+        if not is_type_of_part:
+            name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else step
     return name
 
 
-def api_error(error: ValidationError) -> ApiError:
+def _api_error(error: ValidationError) -> ApiError:
     """The 400 for a body that is not what it should be."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    if first["type"] == "json_invalid":
-        return bad_request("The body is not valid JSON.")
     name, complaint = sentence(error)
     if not name:
         return bad_request(f"The body {complaint}")
-    if first["type"] == "extra_forbidden":
+    if error.errors()[0]["type"] == "extra_forbidden":
         where = ' Sampling parameters go into "params".' if name in GenerationParameters.model_fields else ""
         return bad_request(f'Unknown parameter "{name}".{where}', name)
     return bad_request(f'"{name}" {complaint}', name)

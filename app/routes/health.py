@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from app.errors import ApiError
+from app.generation import now, served_model
 from app.openapi import error_responses
 from app.schemas import Health, Model, ModelList
 from app.worker.connection import NOT_CONNECTED, STARTING, WorkerConnection
@@ -12,6 +13,12 @@ from app.worker.connection import NOT_CONNECTED, STARTING, WorkerConnection
 
 def router(worker: WorkerConnection) -> APIRouter:
     routes = APIRouter()
+    started = now()
+
+    def served() -> Model:
+        if worker.status is None:
+            raise ApiError.from_worker(NOT_CONNECTED)
+        return Model(id=worker.status.model, created=started, context_length=worker.status.context_length)
 
     @routes.get("/v1/health", tags=["health"], summary="The gateway answers")
     @routes.get("/health/live", tags=["health"], summary="The gateway answers")
@@ -26,8 +33,11 @@ def router(worker: WorkerConnection) -> APIRouter:
 
     @routes.get("/v1/models", tags=["models"], summary="The served model", responses=error_responses(503))
     async def models() -> ModelList:
-        if worker.status is None:
-            raise ApiError.from_worker(NOT_CONNECTED)
-        return ModelList(data=[Model(id=worker.status.model, context_length=worker.status.context_length)])
+        return ModelList(data=[served()])
+
+    @routes.get("/v1/models/{model}", tags=["models"], summary="One model", responses=error_responses(404, 503))
+    async def one_model(model: str) -> Model:
+        served_model(worker, model)
+        return served()
 
     return routes

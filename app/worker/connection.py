@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
+from app.metrics import Metrics
 from app.worker.session import Session, failed
 from app.worker.triton import LinkError, TritonLink
 from protocol.messages import Delta, ErrorCode, RequestError, Submit, WorkerStatus
@@ -26,8 +27,9 @@ logger = logging.getLogger(__name__)
 class WorkerConnection:
     """Reconnects by itself; a request never moves from one session to the next."""
 
-    def __init__(self, url: str, *, connect_seconds: float, call_seconds: float) -> None:
+    def __init__(self, url: str, metrics: Metrics, *, connect_seconds: float, call_seconds: float) -> None:
         self._url = url
+        self._metrics = metrics
         self._connect_seconds = connect_seconds
         self._call_seconds = call_seconds
         self._session: Session | None = None
@@ -65,6 +67,11 @@ class WorkerConnection:
 
         Failures, an absent worker among them, are told by that end and never raised.
         """
+        async with aclosing(self._metrics.measured(self._generate(submit))) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def _generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         session = self._session
         if session is None or session.status is None:
             yield failed(submit.request_id, NOT_CONNECTED)

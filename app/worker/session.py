@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from app.worker.control import ControlSender
+from app.worker.control import RETRY_SECONDS, ControlSender
 from app.worker.inbox import Inbox
 from app.worker.triton import LinkError, TritonLink
 from protocol.messages import (
@@ -128,12 +128,15 @@ class Session:
             inbox.put(delta)
 
     async def _keep_lease(self) -> None:
+        pause = RENEW_SECONDS
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.sleep(pause)
             try:
                 reply = await self._link.control(Control(self._id), RENEW_SECONDS)
             except LinkError:
-                continue  # a worker that is gone shows on the stream
+                pause = RETRY_SECONDS  # a slow call must not cost the lease; a worker that is gone shows on the stream
+                continue
+            pause = RENEW_SECONDS
             if not reply.session_known:
                 self._unknown.set()
 

@@ -41,7 +41,7 @@ Script = Callable[[Submit, list[str], Send], Awaitable[None]]
 
 
 def prompt_of(submit: Submit) -> str:
-    return "".join(part.text for part in submit.messages[0].content if isinstance(part, TextPart))
+    return "".join(part.text for part in submit.messages[-1].content if isinstance(part, TextPart))
 
 
 def token(submit: Submit, text: str, token_id: int, **more: Any) -> TokenDelta:

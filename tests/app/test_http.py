@@ -30,7 +30,12 @@ async def test_health(gateway: Gateway) -> None:
 async def test_models(gateway: Gateway) -> None:
     answer = (await gateway.client.get("/v1/models")).json()
     assert answer["object"] == "list"
-    assert answer["data"] == [{"id": MODEL, "object": "model", "owned_by": "local", "context_length": 4096}]
+    (model,) = answer["data"]
+    assert (await gateway.client.get(f"/v1/models/{MODEL}")).json() == model
+    assert model.pop("created") > 1_600_000_000
+    assert model == {"id": MODEL, "object": "model", "owned_by": "local", "context_length": 4096}
+    another = await gateway.client.get("/v1/models/another")
+    assert (another.status_code, another.json()["error"]["code"]) == (404, "model_not_found")
 
 
 async def test_unknown_path_and_method(gateway: Gateway) -> None:

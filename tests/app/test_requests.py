@@ -11,9 +11,9 @@ from tests.app.conftest import GENERATE, Gateway, picture
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def refused(gateway: Gateway, status: int, **request: Any) -> dict[str, Any]:
+async def refused(gateway: Gateway, status: int, path: str = GENERATE, **request: Any) -> dict[str, Any]:
     submitted = len(gateway.worker.submits)
-    answer = await gateway.client.post(GENERATE, **request)
+    answer = await gateway.client.post(path, **request)
     assert answer.status_code == status, answer.text
     assert len(gateway.worker.submits) == submitted, "the worker heard of it"
     error = answer.json()["error"]

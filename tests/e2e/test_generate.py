@@ -64,7 +64,7 @@ def test_multipart_json_and_stream_say_the_same(client: httpx.Client) -> None:
     chunks = events(streamed.text)
     assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == text(as_json)
     assert chunks[-1]["usage"] == as_json["usage"]
-    assert len(chunks) > 4, "the deltas came in one piece"
+    assert len(chunks) > 2, "the deltas came in one piece"
     assert [c["finish_reason"] for chunk in chunks for c in chunk["choices"]][-1] == "length"
 
 

@@ -9,7 +9,17 @@ import pytest
 from triton_worker.serving import leftovers
 from triton_worker.serving.leftovers import RUN_VARIABLE, RunDirectory, sweep_dead_runs
 
-DIE = "import os; from pathlib import Path; from triton_worker.serving.leftovers import RunDirectory; "
+WORKER = """
+import os, subprocess, sys
+from pathlib import Path
+from triton_worker.serving.leftovers import RunDirectory
+
+run = RunDirectory(Path(sys.argv[1]))
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.DEVNULL)
+(run.path / "child").write_text(str(child.pid))
+print(run.path, flush=True)
+os._exit(0)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +33,9 @@ def own_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def dead_run(parent: Path, *traces: Path) -> Path:
-    """The directory of a worker that was killed, and a child of it that lives on (its process id is in `child`)."""
-    child = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid)"
-    code = f"{DIE} run = RunDirectory(Path({str(parent)!r})); print(run.path); exec({child!r}); os._exit(0)"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    path = Path(done.stdout.splitlines()[-2])
-    (path / "child").write_text(done.stdout.splitlines()[-1])
+    """The directory of a worker that was killed, and whose child lives on (its process id is in `child`)."""
+    done = subprocess.run([sys.executable, "-c", WORKER, str(parent)], stdout=subprocess.PIPE, text=True, check=True)
+    path = Path(done.stdout.strip())
     (path / "traces").write_text("\n".join(map(str, traces)))
     return path
 

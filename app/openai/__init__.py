@@ -1,0 +1,1 @@
+"""OpenAI's chat completions and completions, on the same core as every other route."""

@@ -1,0 +1,48 @@
+"""``POST /v1/completions``.
+
+OpenAI's own gives the prompt to the model as it is. Here it goes through the chat template as one message of the user:
+the worker's one way past the template reads special tokens in a prompt as special, which no REST caller may write.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.generation import ChoiceText, new_submit, served_model, user_message
+from app.intake import check_length, read_json
+from app.openai.operations import COMPLETIONS_OPERATION
+from app.openai.reply import OpenAIReply
+from app.openai.schemas import CompletionRequest, TextChoice, TextChunkChoice, TextCompletion, TextCompletionChunk
+from app.reply import respond
+from app.settings import Settings
+from app.worker.connection import WorkerConnection
+from protocol.messages import TokenDelta
+
+
+def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
+    routes = APIRouter(tags=["openai"])
+
+    @routes.post("/v1/completions/", include_in_schema=False)
+    @routes.post("/v1/completions", response_model=TextCompletion, **COMPLETIONS_OPERATION)
+    async def completions(request: Request) -> Response:
+        asked = await read_json(request, CompletionRequest)
+        check_length(len(asked.prompt), "prompt", settings)
+        model = served_model(worker, asked.model)
+        submit = new_submit("cmpl", model, (user_message(asked.prompt),), [], asked, settings)
+        return await respond(request, worker, submit, _Reply(submit, asked), stream=asked.stream, settings=settings)
+
+    return routes
+
+
+class _Reply(OpenAIReply):
+    completion = TextCompletion
+    chunk = TextCompletionChunk
+
+    def choice(self, index: int, choice: ChoiceText, token_ids: list[int] | None) -> TextChoice:
+        return TextChoice(index=index, text=choice.text, finish_reason=choice.finish_reason, token_ids=token_ids)
+
+    def choice_delta(self, delta: TokenDelta, token_ids: list[int] | None) -> TextChunkChoice:
+        return TextChunkChoice(
+            index=delta.index, text=delta.text, finish_reason=delta.finish_reason, token_ids=token_ids
+        )
