@@ -1,8 +1,13 @@
-"""Every shell command marked `bash` in docs/ runs against the demo deployment, and shown answers are the real ones."""
+"""Code marked `bash` or `python` in docs/ runs against the demo deployment, and shown errors are the real ones.
+
+What needs a GPU, Docker or a cluster is marked `sh` there, and its page says that it was not run.
+"""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,25 +16,32 @@ from tests.e2e.deployment import ROOT, Deployment
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+INTERPRETERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
 
 
-def commands(page: Path) -> list[str]:
-    return [text for kind, text in BLOCK.findall(page.read_text()) if kind == "bash"]
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return [(kind, text) for kind, text in BLOCK.findall(page.read_text()) if kind in INTERPRETERS]
 
 
 @pytest.mark.parametrize(
-    ("page", "command"),
-    [pytest.param(page, command, id=f"{page.stem}-{i}") for page in PAGES for i, command in enumerate(commands(page))],
+    ("page", "kind", "code"),
+    [pytest.param(page, *block, id=f"{page.stem}-{i}") for page in PAGES for i, block in enumerate(blocks(page))],
 )
-def test_a_documented_command_works(demo: Deployment, page: Path, command: str) -> None:
-    command = command.replace("http://localhost:8080", demo.url)
+def test_documented_code_works(demo: Deployment, page: Path, kind: str, code: str) -> None:
+    code = code.replace("http://localhost:8080", demo.url).replace("localhost:8000", f"localhost:{demo.ports['http']}")
+    commands = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [*INTERPRETERS[kind], code],
+        cwd=ROOT,
+        env={**os.environ, "PATH": commands, "PYTHONPATH": str(ROOT), "MULTIMODAL_URL": demo.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert done.stdout.strip() or "print" not in code
     if '"error"' in done.stdout:
-        [shown] = [json.loads(text) for kind, text in BLOCK.findall(page.read_text()) if kind == "json"]
+        [shown] = [json.loads(text) for name, text in BLOCK.findall(page.read_text()) if name == "json"]
         assert json.loads(done.stdout) == shown
 
 
