@@ -10,9 +10,8 @@ from fastapi import FastAPI
 from app import __version__
 from app.errors import add_exception_handlers
 from app.metrics import Metrics
-from app.middleware.access_log import AccessLog
+from app.middleware.access import Access
 from app.middleware.body_limit import BodyLimit
-from app.middleware.http_metrics import HttpMetrics
 from app.middleware.last_resort import LastResort
 from app.middleware.request_id import RequestId
 from app.openai import chat, completions
@@ -54,7 +53,6 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(LastResort)
-    app.add_middleware(HttpMetrics, requests=metrics.http_requests)
-    app.add_middleware(AccessLog)
+    app.add_middleware(Access, requests=metrics.http_requests)
     app.add_middleware(RequestId)
     return app

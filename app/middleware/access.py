@@ -1,21 +1,29 @@
-"""One log line a request: who asked what, how it went. Never what was said."""
+"""One log line and one count for each request: who asked what, how it went. Never what was said."""
 
 from __future__ import annotations
 
 import logging
 import time
 
+from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PROBES = frozenset({"/v1/health", "/health/live", "/health/ready"})
+PROBES = frozenset({"/v1/health", "/health/live", "/health/ready", "/metrics"})
 """Asked every few seconds by machines; logged only when debugging."""
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNKNOWN_ROUTE = "unknown"
+"""Paths that no route has: one label for all, whatever callers make up."""
 
 logger = logging.getLogger("app.access")
 
 
-class AccessLog:
-    def __init__(self, app: ASGIApp) -> None:
+class Access:
+    """``requests`` counts by method, route and status."""
+
+    def __init__(self, app: ASGIApp, requests: Counter) -> None:
         self._app = app
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,8 +41,14 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_and_note)
         finally:
+            self._requests.labels(*_labels(scope, status)).inc()
             level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
             logger.log(level, "request", extra=_fields(scope, status, time.perf_counter() - started))
+
+
+def _labels(scope: Scope, status: int) -> tuple[str, str, str]:
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    return method, getattr(scope.get("route"), "path", UNKNOWN_ROUTE), str(status)
 
 
 def _fields(scope: Scope, status: int, seconds: float) -> dict[str, object]:
