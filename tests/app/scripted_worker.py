@@ -128,6 +128,7 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     def __init__(self) -> None:
         self.status = WorkerStatus(ready=True, model=MODEL, context_length=4096)
         self.silent = False
+        self.delivered = 0
         self.knows_sessions = True
         self.refusal: RequestError | None = None
         self.call_seconds = 0.0
@@ -197,6 +198,7 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                     return
                 if not self.silent:
                     yield _stream_response(DeltaBatch(tuple(deltas), self.status))  # type: ignore[arg-type]
+                    self.delivered += len(deltas)
         finally:
             self._outgoing.pop(session_id, None)
 

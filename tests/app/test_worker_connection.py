@@ -55,7 +55,8 @@ Step = Callable[[], Awaitable[None]]
 async def fails_in_flight_and_recovers(worker: ScriptedWorker, break_it: Step, mend_it: Step) -> None:
     async with gateway_with(worker) as gateway:
         waiting = [asyncio.create_task(gateway.generate(prompt, stream=True)) for prompt in ("hang", "start_and_hang")]
-        await until(lambda: worker.running == 2)
+        # Both run, and the one delta that is said has left the worker.
+        await until(lambda: worker.running == 2 and worker.delivered == 1)
         await break_it()
         before, after = await asyncio.gather(*waiting)
         assert before.status_code == 503
