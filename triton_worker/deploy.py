@@ -80,11 +80,10 @@ def _gateway_drain_seconds() -> float:
 
 
 def _gateway_environment(arguments: argparse.Namespace, worker: WorkerSettings) -> dict[str, str]:
-    address = "127.0.0.1" if worker.triton.grpc_address == "0.0.0.0" else worker.triton.grpc_address
     return {
         "MULTIMODAL_HOST": arguments.server_address,
         "MULTIMODAL_PORT": str(arguments.server_port),
-        "MULTIMODAL_TRITON_GRPC_URL": f"{address}:{worker.triton.grpc_port}",
+        "MULTIMODAL_TRITON_GRPC_URL": worker.triton.grpc_target,
     }
 
 

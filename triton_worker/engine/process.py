@@ -74,11 +74,6 @@ class EngineProcess:
         threading.Thread(target=self._send_all, name="engine-sender", daemon=True).start()
         threading.Thread(target=self._receive_all, name="engine-receiver", daemon=True).start()
 
-    @property
-    def pid(self) -> int | None:
-        """The process id."""
-        return self._process.pid
-
     def send(self, message: ToEngine) -> None:
         """Queue a message; never blocks, and is silently void once the process has ended."""
         self._outbox.put(message)

@@ -13,7 +13,6 @@ from protocol.messages import (
     Delta,
     DeltaBatch,
     EndDelta,
-    FinishReason,
     TokenDelta,
     WorkerStatus,
 )
@@ -110,13 +109,9 @@ def _merged(earlier: TokenDelta, later: TokenDelta) -> TokenDelta:
         index=earlier.index,
         text=earlier.text + later.text,
         token_ids=earlier.token_ids + later.token_ids,
-        finish_reason=_either(later.finish_reason, earlier.finish_reason),
+        finish_reason=later.finish_reason or earlier.finish_reason,
         prompt_token_ids=earlier.prompt_token_ids,
     )
-
-
-def _either(first: FinishReason | None, second: FinishReason | None) -> FinishReason | None:
-    return first if first is not None else second
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

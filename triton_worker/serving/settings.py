@@ -17,6 +17,11 @@ class TritonAddresses:
     grpc_port: int
     metrics_port: int
 
+    @property
+    def grpc_target(self) -> str:
+        """``host:port`` by which this machine reaches the gRPC port."""
+        return f"{'127.0.0.1' if self.grpc_address == '0.0.0.0' else self.grpc_address}:{self.grpc_port}"
+
 
 @dataclass(frozen=True)
 class WorkerSettings:

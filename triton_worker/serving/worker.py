@@ -177,11 +177,9 @@ class _Worker:
 
     def _probe(self) -> bool:
         """Whether a call still comes through Triton to the front: its own health does not tell."""
-        triton = self._settings.triton
-        address = "127.0.0.1" if triton.grpc_address == "0.0.0.0" else triton.grpc_address
         # Not by way of a proxy that the environment may name.
         direct = [("grpc.enable_http_proxy", 0)]
-        channel = triton_client.InferenceServerClient(f"{address}:{triton.grpc_port}", channel_args=direct)
+        channel = triton_client.InferenceServerClient(self._settings.triton.grpc_target, channel_args=direct)
         try:
             message = wire.to_tensor(Control(f"probe-{secrets.token_hex(4)}"))
             tensor = triton_client.InferInput(wire.MESSAGE_TENSOR, list(message.shape), "UINT8")
