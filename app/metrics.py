@@ -137,7 +137,7 @@ class _WorkerState(Collector):
             yield _gauge("num_requests_waiting", "Requests that wait for the engine.", status.waiting)
             yield _gauge("kv_cache_usage_perc", "Part of the KV blocks in use, 0 to 1.", status.kv_cache_usage)
             told = "Times that a request gave its KV blocks back and started again."
-            yield CounterMetricFamily(f"{PREFIX}num_preemptions", told, value=status.preemptions)
+            yield CounterMetricFamily(f"{PREFIX}num_preemptions", told, value=status.counters.preemptions)
 
 
 def _gauge(name: str, told: str, value: float) -> GaugeMetricFamily:

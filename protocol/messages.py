@@ -20,7 +20,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 LEASE_SECONDS = 10.0
 """A session that sent no control message for so long is closed and its requests are cancelled."""
@@ -31,6 +31,24 @@ HEARTBEAT_SECONDS = 1.0
 Identifier = Annotated[str, Meta(min_length=1, max_length=128)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Role = Annotated[str, Meta(pattern="^(system|user|assistant)$")]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
+
+
+class JsonGrammar(Struct, frozen=True, tag="json"):
+    """The answer is one JSON document."""
+
+    schema: str | None = None
+    """A JSON Schema, as JSON text; ``None``: any JSON object."""
+
+
+class RegexGrammar(Struct, frozen=True, tag="regex"):
+    """The whole answer matches a regular expression."""
+
+    pattern: Annotated[str, Meta(min_length=1)]
+
+
+Grammar = JsonGrammar | RegexGrammar
 
 
 class SamplingParameters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,12 +62,28 @@ class SamplingParameters(Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Sample among the k likeliest tokens; 0 is all of them."""
     top_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
     """Sample among the likeliest tokens whose probabilities add up to p; 0 leaves only the likeliest."""
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    """Drop tokens less likely than this part of the likeliest one's probability; 0 drops none."""
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    """Divides positive logits and multiplies negative ones of tokens in prompt or answer so far; 1 does nothing."""
+    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    """Subtracted from the logit of each token in the answer so far."""
+    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    """Subtracted from the logit of each token once for every time that the answer so far has it."""
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=1024)] = {}
+    """Added to the logits of these tokens."""
+    grammar: Grammar | None = None
+    """What the answer must be; tokens that would break it are never chosen."""
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     """Makes sampling repeatable; ``None``: drawn anew for each request."""
     stop: Annotated[tuple[StopString, ...], Meta(max_length=16)] = ()
     """Generation ends before the first of these strings; it is not part of the text."""
     ignore_eos: bool = False
     """Go on after the end-of-sequence token (for measurements)."""
+    n: Annotated[int, Meta(ge=1, le=16)] = 1
+    """Choices, each drawn on its own; each takes one place in the worker's queue."""
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    """Tell the log probability of each chosen token and of so many likeliest ones; ``None``: of none."""
 
 
 class TextPart(Struct, frozen=True, tag="text"):
@@ -85,6 +119,14 @@ class Submit(Struct, frozen=True, kw_only=True, tag="submit"):
     deadline_seconds: Annotated[float, Meta(gt=0.0)] | None = None
     """Seconds from arrival at the worker after which the request fails with ``DEADLINE_EXCEEDED``."""
     return_prompt_token_ids: bool = False
+    prompt_only: bool = False
+    """Prepare the prompt and tell its tokens, but generate nothing."""
+    cache_salt: Identifier | None = None
+    """Requests reuse cached results of their own salt alone, so that tenants cannot probe each other's prompts."""
+    http_request_id: Identifier | None = None
+    """The ``X-Request-Id`` by which the caller knows the request, for the worker's log."""
+    trace_parent: Annotated[str, Meta(max_length=128)] | None = None
+    """The caller's span, as in W3C Trace Context's ``traceparent``, where requests are traced."""
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.rendered_prompt is not None):
@@ -151,6 +193,38 @@ class Usage(Struct, frozen=True):
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
+    """Those of all choices."""
+    cached_tokens: int = 0
+    """Those of the prompt tokens that were not computed again; with several choices, those of the first."""
+
+
+class LikelyToken(Struct, frozen=True):
+    """A token and how likely it was, before temperature and the other sampling parameters."""
+
+    token_id: int
+    token: bytes
+    """UTF-8, but a token may be part of a character."""
+    logprob: float
+
+
+class ChosenToken(LikelyToken, frozen=True):
+    """The token that was drawn."""
+
+    likeliest: tuple[LikelyToken, ...] = ()
+    """As many as were asked for, likeliest first."""
+
+
+class Timings(Struct, frozen=True):
+    """Where a request's time went, in seconds; of the first choice where there are several."""
+
+    prepare: float = 0.0
+    """Pictures decoded and resized, template rendered, text tokenized; waiting for a thread included."""
+    queue: float = 0.0
+    """Until the engine began with it."""
+    prefill: float = 0.0
+    """Until the first token."""
+    decode: float = 0.0
+    """Until the last token."""
 
 
 class TokenDelta(Struct, frozen=True, kw_only=True, tag="tokens"):
@@ -162,6 +236,8 @@ class TokenDelta(Struct, frozen=True, kw_only=True, tag="tokens"):
     text: str = ""
     """Text that became certain: whole characters, and nothing that may turn out to be a stop string."""
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[ChosenToken, ...] = ()
+    """One for each of ``token_ids`` where they were asked for."""
     finish_reason: FinishReason | None = None
     """Set on the last delta of a choice."""
     prompt_token_ids: tuple[int, ...] | None = None
@@ -182,11 +258,35 @@ class EndDelta(Struct, frozen=True, kw_only=True, tag="end"):
     request_id: str
     outcome: Outcome
     usage: Usage | None = None
+    timings: Timings | None = None
+    """Of requests whose prompt was prepared."""
     error: RequestError | None = None
     """Set when the outcome is ``FAILED``."""
 
 
 Delta = TokenDelta | EndDelta
+
+
+class EngineCounters(Struct, frozen=True):
+    """Counts since the worker started; they only grow."""
+
+    preemptions: int = 0
+    """Times that a request had to give its KV blocks back."""
+    steps: int = 0
+    step_seconds: float = 0.0
+    """Time spent in steps."""
+    prefill_tokens: int = 0
+    """Prompt tokens computed, those computed again after a preemption included."""
+    decode_tokens: int = 0
+    """Tokens sampled."""
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Those that were found."""
+    picture_queries: int = 0
+    """Pictures looked up among those encoded before."""
+    picture_hits: int = 0
+    """Those that were found."""
 
 
 class WorkerStatus(Struct, frozen=True):
@@ -200,9 +300,8 @@ class WorkerStatus(Struct, frozen=True):
     running: int = 0
     waiting: int = 0
     kv_cache_usage: float = 0.0
-    """Part of the KV blocks in use, 0 to 1."""
-    preemptions: int = 0
-    """Requests that had to give their KV blocks back, since the worker started."""
+    """Part of the KV blocks that requests in flight hold, 0 to 1."""
+    counters: EngineCounters = EngineCounters()
 
 
 class DeltaBatch(Struct, frozen=True):

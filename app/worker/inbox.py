@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from itertools import chain
 
 from protocol.messages import Delta, EndDelta, TokenDelta
@@ -55,11 +54,8 @@ def _joined(parts: list[TokenDelta]) -> TokenDelta:
         request_id=first.request_id,
         index=first.index,
         text="".join(part.text for part in parts),
-        token_ids=_flat(part.token_ids for part in parts),
+        token_ids=tuple(chain.from_iterable(part.token_ids for part in parts)),
+        logprobs=tuple(chain.from_iterable(part.logprobs for part in parts)),
         finish_reason=last.finish_reason,
         prompt_token_ids=first.prompt_token_ids,
     )
-
-
-def _flat(runs: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    return tuple(chain.from_iterable(runs))

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from protocol.messages import WorkerStatus
+from protocol.messages import EngineCounters, WorkerStatus
 from tests.app.conftest import GENERATE, gateway_with, until
 from tests.app.scripted_worker import MODEL, ScriptedWorker
 
@@ -64,7 +64,13 @@ async def test_a_caller_that_goes_away_is_counted_once() -> None:
 async def test_the_worker_s_own_state_is_shown() -> None:
     worker = ScriptedWorker()
     worker.status = WorkerStatus(
-        ready=True, model=MODEL, context_length=64, running=3, waiting=2, kv_cache_usage=0.25, preemptions=7
+        ready=True,
+        model=MODEL,
+        context_length=64,
+        running=3,
+        waiting=2,
+        kv_cache_usage=0.25,
+        counters=EngineCounters(preemptions=7),
     )
     async with gateway_with(worker) as gateway:
         found = await samples(gateway.client)

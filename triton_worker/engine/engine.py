@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from protocol.messages import SamplingParameters
+from protocol.messages import EngineCounters, SamplingParameters
 from triton_worker.engine.kv_cache import BLOCK_TOKENS, BlockPool, KVCache, blocks_for
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import EngineStatus, Generate, StepOutput
@@ -48,7 +48,7 @@ class Engine:
             waiting=self._scheduler.waiting_count,
             free_blocks=self._pool.free_count,
             total_blocks=self._pool.total,
-            preemptions=self._scheduler.preemptions,
+            counters=EngineCounters(preemptions=self._scheduler.preemptions),
         )
 
     def add(self, request: Generate) -> None:

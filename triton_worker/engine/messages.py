@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.messages import FinishReason, SamplingParameters
+from protocol.messages import EngineCounters, FinishReason, SamplingParameters
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class EngineStatus:
     waiting: int = 0
     free_blocks: int = 0
     total_blocks: int = 0
-    preemptions: int = 0
+    counters: EngineCounters = field(default_factory=EngineCounters)
     step_seconds: float = 0.0
     """Since the last step ended; long while a step is long."""
 

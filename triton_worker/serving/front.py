@@ -291,7 +291,7 @@ class Front:
             running=self._engine_status.running,
             waiting=self._engine_status.waiting,
             kv_cache_usage=self._engine_status.kv_cache_usage,
-            preemptions=self._engine_status.preemptions,
+            counters=self._engine_status.counters,
         )
 
 

@@ -109,6 +109,7 @@ def _merged(earlier: TokenDelta, later: TokenDelta) -> TokenDelta:
         index=earlier.index,
         text=earlier.text + later.text,
         token_ids=earlier.token_ids + later.token_ids,
+        logprobs=earlier.logprobs + later.logprobs,
         finish_reason=later.finish_reason or earlier.finish_reason,
         prompt_token_ids=earlier.prompt_token_ids,
     )

@@ -86,7 +86,7 @@ def test_a_crowd_is_answered_as_transformers_answers_each_alone(
 def test_preemption_changes_no_token(model: MultimodalModel, expected: list[list[int]]) -> None:
     engine = Engine(model, IMAGE_PAD, 4096, limits(9, model))
     tokens = run(engine, *(generate(str(i), prompt) for i, prompt in enumerate(PROMPTS)))
-    assert engine.status.preemptions > 0
+    assert engine.status.counters.preemptions > 0
     assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
     assert engine.status.free_blocks == engine.status.total_blocks == 9
 
