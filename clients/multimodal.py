@@ -158,7 +158,7 @@ class NemoQueryMultimodalPytorch:
     @contextmanager
     def _connected(self, seconds: float) -> Iterator[Any]:
         """A client of Triton's, whose exceptions become ours."""
-        address, tls = _address(self.url)
+        address, tls = triton_address(self.url)
         client = triton.InferenceServerClient(
             address, ssl=tls, connection_timeout=max(seconds, 1.0), network_timeout=ANSWER_SECONDS
         )
@@ -207,8 +207,8 @@ def _tensor(name: str, kind: str, values: NDArray[Any]) -> Any:
     return tensor
 
 
-def _address(url: str) -> tuple[str, bool]:
-    """``host:port`` and whether over TLS."""
+def triton_address(url: str) -> tuple[str, bool]:
+    """``host:port`` and whether over TLS. Raises :class:`ConnectionFailed` for what is no address."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         port = parts.port or 8000

@@ -233,5 +233,5 @@ def test_help_fits_80_columns_and_tells_every_flag(name: str) -> None:
         flags = [f for row in (*WORKER_FLAGS, *GATEWAY_FLAGS) for f in row[:2]] + ["-dm", "--debug_mode"]
     else:
         flags = [f for row in QUERY_FLAGS for f in row[:2]]
-        flags += ["-p", "--prompt", "-pf", "--prompt_file", "-pn", "--processor_name"]
+        flags += ["-p", "--prompt", "-pf", "--prompt_file", "-pn", "--processor_name", "--stream", "--json"]
     assert set(flags) <= set(words)
