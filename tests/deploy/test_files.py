@@ -89,7 +89,10 @@ def test_image_has_what_its_part_needs(part: str) -> None:
 
 def test_gateway_alone_is_published(services: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
-    assert published == {"gateway": ["${GATEWAY_ADDRESS:-0.0.0.0}:${GATEWAY_PORT:-8080}:8080"]}
+    assert published == {
+        "gateway": ["${GATEWAY_ADDRESS:-0.0.0.0}:${GATEWAY_PORT:-8080}:8080"],
+        "grafana": ["${GRAFANA_ADDRESS:-127.0.0.1}:${GRAFANA_PORT:-3000}:3000"],
+    }
     assert Settings.model_fields["port"].default == 8080
     networks = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["networks"]
     for name in ("worker-gpu", "worker-cpu"):
@@ -103,7 +106,8 @@ def test_containers_are_confined(services: dict[str, Any]) -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert not {"user", "privileged", "cap_add", "network_mode"} & set(service)
-        assert all(volume["read_only"] for volume in service.get("volumes", []))
+        bound = [volume for volume in service.get("volumes", []) if volume["type"] == "bind"]
+        assert all(volume["read_only"] for volume in bound)
         assert service["healthcheck"]["test"][0] == "CMD"
 
 
@@ -129,6 +133,28 @@ def test_profiles_have_a_gateway_and_one_worker(services: dict[str, Any]) -> Non
         assert members == {"gateway", f"worker-{profile}"}
 
 
+def test_monitoring_finds_its_files_and_targets(services: dict[str, Any]) -> None:
+    members = {name for name, service in services.items() if "monitoring" in service["profiles"]}
+    assert members == {"prometheus", "grafana"}
+    for name in members:
+        assert ":" in services[name]["image"], "a version"
+        sources = [volume["source"] for volume in services[name]["volumes"] if volume["type"] == "bind"]
+        assert sources
+        assert all((ROOT / source).exists() for source in sources)
+    monitoring = ROOT / "deploy" / "monitoring"
+    scraped = yaml.safe_load((monitoring / "prometheus.yml").read_text())["scrape_configs"]
+    targets = {target for job in scraped for config in job["static_configs"] for target in config["targets"]}
+    assert targets == {"gateway:8080", f"worker:{worker_flags()['triton_metrics_port']}"}
+    provisioned = monitoring / "grafana" / "provisioning"
+    [source] = yaml.safe_load((provisioned / "datasources" / "prometheus.yml").read_text())["datasources"]
+    [dashboards] = yaml.safe_load((provisioned / "dashboards" / "dashboards.yml").read_text())["providers"]
+    assert source["url"] == "http://prometheus:9090"
+    mounted = {volume["target"]: volume["source"] for volume in services["grafana"]["volumes"]}
+    shown = ROOT / mounted[dashboards["options"]["path"]] / "serving.json"
+    assert {panel["datasource"]["uid"] for panel in json.loads(shown.read_text())["panels"]} == {source["uid"]}
+    assert all("inside" in services[name]["networks"] for name in members | {"gateway"})
+
+
 # -- chart -------------------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +173,8 @@ def test_charts_settings_exist(values: dict[str, Any], part: str) -> None:
 
 def test_images_have_one_name(services: dict[str, Any], values: dict[str, Any]) -> None:
     for name, service in services.items():
+        if "build" not in service:
+            continue
         part = name.partition("-")[0]
         assert service["image"] == values[part]["image"]["repository"] == f"multimodal-{part}"
         assert service["build"]["dockerfile"] == f"deploy/docker/{part}.Dockerfile"
