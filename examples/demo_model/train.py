@@ -31,7 +31,7 @@ from examples.demo_model.model import Batch, demo_config, training_loss
 from examples.demo_model.starting_weights import starting_weights
 from examples.demo_model.tokenizer import corpus, save_tokenizer, train_tokenizer
 from triton_worker.checkpoint import open_checkpoint
-from triton_worker.checkpoint.nemo_writer import write_nemo_checkpoint
+from triton_worker.models.qwen2_5_vl.conversion import write_nemo
 
 STATE_FILE = "training.pt"
 
@@ -182,7 +182,7 @@ def train(options: argparse.Namespace) -> None:
             _save(trainer, output)
     _save(trainer, output)
     shutil.rmtree(output / "nemo", ignore_errors=True)
-    write_nemo_checkpoint(open_checkpoint(output), output / "nemo")
+    write_nemo(open_checkpoint(output), output / "nemo")
 
 
 def _interrupted_run(directory: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -27,6 +28,16 @@ class UnknownModelFamily(Exception):
     """No code of ours runs this family; the message names those that exist."""
 
 
+class Conversion(Protocol):
+    """A family's way from one layout of checkpoints to another: its module `conversion`.
+
+    Both write to a directory that does not exist yet, and raise CheckpointError for what cannot be converted.
+    """
+
+    def write_nemo(self, source: Checkpoint, directory: Path, progress: Progress | None = None) -> None: ...
+    def write_huggingface(self, source: Checkpoint, directory: Path, progress: Progress | None = None) -> None: ...
+
+
 class _Module(Protocol):
     def load_model(
         self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress | None
@@ -42,6 +53,11 @@ def load_model(
     """
     module = cast(_Module, importlib.import_module(_family(checkpoint.family).module))
     return module.load_model(checkpoint, dtype, device, progress)
+
+
+def conversion_of(family: str) -> Conversion:
+    """Raises UnknownModelFamily."""
+    return cast(Conversion, importlib.import_module(f"{_family(family).module}.conversion"))
 
 
 def picture_unit(family: str) -> int:

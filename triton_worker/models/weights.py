@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from triton_worker.checkpoint.checkpoint import TensorReader
@@ -45,6 +46,9 @@ class WeightFiller:
             start += len(part)
         if start != len(target):
             raise ValueError(f"{parameter} has {len(target)} rows, {start} were given")
+        self._count(target)
+
+    def _count(self, target: nn.Parameter) -> None:
         self._bytes_done += target.numel() * target.element_size()
         if self._progress is not None:
             self._progress(self._bytes_done, self._bytes_total)
@@ -72,3 +76,24 @@ class WeightFiller:
                 f"for {list(shape)}."
             )
         self._unread.discard(name)
+
+
+class WeightStream(WeightFiller):
+    """Hands each parameter's values on, as they are stored, instead of filling a model with them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reader: TensorReader,
+        take: Callable[[str, Tensor], None],
+        progress: Progress | None,
+    ) -> None:
+        """``model``: only its parameters' names and shapes matter; it may be on the meta device."""
+        super().__init__(model, reader, progress)
+        self._take = take
+
+    def fill(self, parameter: str, *parts: Tensor) -> None:
+        """Hand `parts`, joined one below the other, on under the parameter's name."""
+        target = self._unfilled.pop(parameter)
+        self._take(parameter, parts[0] if len(parts) == 1 else torch.cat(parts))
+        self._count(target)

@@ -16,6 +16,13 @@ from triton_worker.checkpoint import CheckpointError
 from triton_worker.checkpoint.checkpoint import read_json_object
 
 IMAGE_TOKEN = "<|image_pad|>"
+_PICTURE_TOKENS = {
+    "image_token_id": IMAGE_TOKEN,
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "vision_token_id": "<|vision_pad|>",
+}
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 # The split of Qwen2Tokenizer in Hugging Face transformers, for checkpoints without a tokenizer.json.
@@ -68,6 +75,11 @@ class Tokenizer:
     def special_tokens(self) -> Iterable[str]:
         """The added tokens' texts."""
         return self._special_ids.keys()
+
+    @property
+    def picture_token_ids(self) -> dict[str, int]:
+        """The ids of those tokens around pictures that this tokenizer has, by their names in Hugging Face's config."""
+        return {name: self._special_ids[token] for name, token in _PICTURE_TOKENS.items() if token in self._special_ids}
 
     def encode_template(self, text: str, literal_mark: str) -> list[int]:
         """Token ids of a rendered template: special tokens in it are special.

@@ -12,10 +12,11 @@ from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig
 
 TOKENIZER_DIRECTORY = "nemo_tokenizer"
 _MODEL_VERSION = "qwen25-vl"
+_DEFAULT_SEQ_LENGTH = 4096
 _QWEN2VL = "nemo.collections.vlm.qwen2vl.model.base"
 
 
-def trainer_context(config: Qwen25VLConfig, dtype: torch.dtype) -> Config:
+def trainer_context(config: Qwen25VLConfig, dtype: torch.dtype, seq_length: int) -> Config:
     """The root object of io.json: the model, and the trainer that an import runs under."""
     strategy = Config(
         Symbol("nemo.lightning.pytorch.strategies.megatron_strategy", "MegatronStrategy"),
@@ -26,12 +27,13 @@ def trainer_context(config: Qwen25VLConfig, dtype: torch.dtype) -> Config:
         {"accelerator": "cpu", "strategy": strategy, "devices": 1},
     )
     context = Symbol("nemo.lightning.io.pl", "TrainerContext")
-    return Config(context, {"model": _model(config, dtype), "trainer": trainer, "extra": {}})
+    return Config(context, {"model": _model(config, dtype, seq_length), "trainer": trainer, "extra": {}})
 
 
 def model_yaml_defaults(model: dict[str, Any]) -> dict[str, Any]:
     """The model node with those defaults of NeMo's classes that a reader of model.yaml needs."""
     parts = model["config"]
+    parts["language_transformer_config"].setdefault("seq_length", _DEFAULT_SEQ_LENGTH)
     parts["language_transformer_config"] |= {
         "add_qkv_bias": True,
         "kv_channels": None,
@@ -39,7 +41,6 @@ def model_yaml_defaults(model: dict[str, Any]) -> dict[str, Any]:
         "normalization": "RMSNorm",
         "position_embedding_type": "rope",
         "rotary_percent": 1.0,
-        "seq_length": 4096,
     }
     parts["vision_transformer_config"] |= {
         "add_class_token": False,
@@ -54,7 +55,7 @@ def model_yaml_defaults(model: dict[str, Any]) -> dict[str, Any]:
     return model
 
 
-def _model(config: Qwen25VLConfig, dtype: torch.dtype) -> Config:
+def _model(config: Qwen25VLConfig, dtype: torch.dtype, seq_length: int) -> Config:
     precision = _precision(dtype)
     parallelism: dict[str, Any] = {
         "tensor_model_parallel_size": 1,
@@ -77,7 +78,7 @@ def _model(config: Qwen25VLConfig, dtype: torch.dtype) -> Config:
         "account_for_loss_in_pipeline_split": False,
     }
     towers = {
-        "language_transformer_config": _language(config, precision),
+        "language_transformer_config": _language(config, precision, seq_length),
         "vision_transformer_config": _vision(config, precision),
         "vision_projection_config": _projection(config, precision),
         "vision_feature_layer": -1,
@@ -105,8 +106,10 @@ def _precision(dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _language(config: Qwen25VLConfig, precision: dict[str, Any]) -> Config:
+def _language(config: Qwen25VLConfig, precision: dict[str, Any], seq_length: int) -> Config:
     text = config.text
+    # NeMo's importer leaves the length to NeMo's default, and the model then serves no longer context than that.
+    length = {} if seq_length == _DEFAULT_SEQ_LENGTH else {"seq_length": seq_length}
     arguments = {
         **precision,
         "num_layers": text.num_layers,
@@ -122,6 +125,7 @@ def _language(config: Qwen25VLConfig, precision: dict[str, Any]) -> Config:
         "make_vocab_size_divisible_by": math.gcd(text.vocab_size, 128),
         "rotary_base": text.rope_theta,
         "vocab_size": text.vocab_size,
+        **length,
     }
     return Config(Symbol("nemo.collections.llm.gpt.model.qwen2", "Qwen2Config"), arguments)
 

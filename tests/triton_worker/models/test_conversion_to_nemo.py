@@ -1,3 +1,5 @@
+"""Qwen2.5-VL as NeMo 2.0 stores it: NeMo's own importer made NEMO_FIXTURE from the weights of HF_FIXTURE."""
+
 from __future__ import annotations
 
 import json
@@ -16,15 +18,15 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from tests.triton_worker.checkpoint.stored import HF_FIXTURE, NEMO_FIXTURE, copy_of
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
 from triton_worker.checkpoint.metadata import read_metadata
-from triton_worker.checkpoint.nemo_writer import write_nemo_checkpoint
 from triton_worker.checkpoint.unpickle import load_inert
+from triton_worker.models.qwen2_5_vl.conversion import write_nemo
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Hugging Face fixture as stored here. NeMo's own importer made NEMO_FIXTURE from the same weights."""
+    """The Hugging Face fixture, converted by us."""
     directory = tmp_path_factory.mktemp("written") / "checkpoint"
-    write_nemo_checkpoint(open_checkpoint(HF_FIXTURE), directory)
+    write_nemo(open_checkpoint(HF_FIXTURE), directory)
     return directory
 
 
@@ -90,7 +92,7 @@ def test_the_tokenizer_comes_along(written: Path) -> None:
 def test_a_tied_model_has_no_output_layer(tmp_path: Path) -> None:
     source = copy_of(HF_FIXTURE, tmp_path / "source")
     _edit(source / "config.json", {"tie_word_embeddings": True})
-    write_nemo_checkpoint(open_checkpoint(source), tmp_path / "written")
+    write_nemo(open_checkpoint(source), tmp_path / "written")
     written = open_checkpoint(tmp_path / "written")
     assert "module.language_model.output_layer.weight" not in written.weights.names
     assert written.config["config"]["language_transformer_config"]["share_embeddings_and_output_weights"] is True
@@ -101,7 +103,7 @@ def test_what_nemo_fixes_cannot_be_otherwise(tmp_path: Path) -> None:
     vision = json.loads((source / "config.json").read_text())["vision_config"]
     _edit(source / "config.json", {"vision_config": {**vision, "window_size": 56}})
     with pytest.raises(CheckpointError, match=r"window_size is 56; NeMo .* always has 112"):
-        write_nemo_checkpoint(open_checkpoint(source), tmp_path / "written")
+        write_nemo(open_checkpoint(source), tmp_path / "written")
     assert not (tmp_path / "written").exists()
 
 
@@ -111,7 +113,7 @@ def test_a_missing_tensor_leaves_an_unfinished_checkpoint(tmp_path: Path) -> Non
     removed = next(name for name in weights if name.endswith("blocks.2.mlp.up_proj.bias"))
     save_file({name: tensor for name, tensor in weights.items() if name != removed}, source / "model.safetensors")
     with pytest.raises(CheckpointError, match=removed):
-        write_nemo_checkpoint(open_checkpoint(source), tmp_path / "written")
+        write_nemo(open_checkpoint(source), tmp_path / "written")
     with pytest.raises(CheckpointError, match="not finished"):
         open_checkpoint(tmp_path / "written")
 
@@ -121,12 +123,7 @@ def test_a_tensor_too_many_is_refused(tmp_path: Path) -> None:
     weights = {**load_file(source / "model.safetensors"), "model.layers.9.extra": torch.zeros(1)}
     save_file(weights, source / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.layers\.9\.extra"):
-        write_nemo_checkpoint(open_checkpoint(source), tmp_path / "written")
-
-
-def test_nothing_is_overwritten(written: Path) -> None:
-    with pytest.raises(CheckpointError, match="is not empty"):
-        write_nemo_checkpoint(open_checkpoint(HF_FIXTURE), written)
+        write_nemo(open_checkpoint(source), tmp_path / "written")
 
 
 def _assert_within(ours: Any, theirs: Any, path: str) -> None:
