@@ -78,6 +78,12 @@ def test_debug_mode(flag: str) -> None:
     assert settings_from(parse_deploy(flag)).debug
 
 
+def test_the_reference_s_picture_bounds() -> None:
+    assert settings_from(parse_deploy()).max_pixels is None
+    bound = settings_from(parse_deploy("--reference_image_limits", "--max_pixels", "999999"))
+    assert (bound.min_pixels, bound.max_pixels) == (16 * 28 * 28, 64 * 28 * 28)
+
+
 @pytest.mark.parametrize(("short", "long", "default", "other", "variable"), GATEWAY_FLAGS)
 def test_a_gateway_flag(short: str, long: str, default: str, other: str, variable: str) -> None:
     def told(*argv: str) -> str:

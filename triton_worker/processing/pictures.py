@@ -53,6 +53,10 @@ class ResizeBounds:
             raise ValueError(f"1 <= min_pixels <= max_pixels does not hold for {self.min_pixels} and {self.max_pixels}")
 
 
+REFERENCE_BOUNDS = ResizeBounds(min_pixels=16 * 28 * 28, max_pixels=64 * 28 * 28)
+"""What NeMo Export-Deploy 0.3 gives its processor, whatever the model."""
+
+
 def picture_size(data: bytes, limits: PictureLimits) -> tuple[int, int]:
     """Height and width out of the header, before orientation is applied. Nothing is unpacked. Raises PictureError."""
     with _open(data, limits) as image:

@@ -10,7 +10,7 @@ from typing import Any
 
 from protocol import wire
 from triton_worker.engine.limits import EngineLimits
-from triton_worker.processing.pictures import ResizeBounds
+from triton_worker.processing.pictures import REFERENCE_BOUNDS, ResizeBounds
 from triton_worker.serving.settings import TritonAddresses, WorkerSettings
 
 ENVIRONMENT_PREFIX = "MULTIMODAL_"
@@ -140,6 +140,12 @@ def _add_picture_flags(flags: Flags) -> None:
         type=positive,
         help=f"Pictures with more pixels are made smaller. Default: what the checkpoint says, or {bounds.max_pixels}.",
     )
+    add_flag(
+        flags,
+        "--reference_image_limits",
+        action="store_true",
+        help="The bounds of NeMo Export-Deploy in place of both, 64 tokens a picture, to compare like with like.",
+    )
 
 
 def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
@@ -168,8 +174,8 @@ def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
             gpu_memory_fraction=arguments.gpu_memory_fraction,
         ),
         max_requests=arguments.max_num_seqs + arguments.max_queued_requests,
-        min_pixels=arguments.min_pixels,
-        max_pixels=arguments.max_pixels,
+        min_pixels=REFERENCE_BOUNDS.min_pixels if arguments.reference_image_limits else arguments.min_pixels,
+        max_pixels=REFERENCE_BOUNDS.max_pixels if arguments.reference_image_limits else arguments.max_pixels,
         debug=arguments.debug_mode,
     )
 
