@@ -17,7 +17,7 @@ from app.middleware.request_id import RequestId
 from app.openai import chat, completions
 from app.openai.operations import OPENAI_MODELS
 from app.openapi import install_openapi
-from app.routes import docs, generate, health
+from app.routes import docs, generate, health, playground
 from app.routes import metrics as metrics_routes
 from app.schemas import CompletionChunk, GenerateBody
 from app.settings import Settings
@@ -46,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(chat.router(settings, worker))
     app.include_router(completions.router(settings, worker))
     app.include_router(health.router(worker))
+    app.include_router(playground.router())
     app.include_router(docs.router())
     app.include_router(metrics_routes.router(metrics))
     add_exception_handlers(app)

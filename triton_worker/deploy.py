@@ -134,7 +134,7 @@ def _announce(arguments: argparse.Namespace) -> None:
         f"""
 Ready: {arguments.triton_model_name}
 
-  Try it in the browser   {url}/docs
+  Try it in the browser   {url}/
   Triton                  http {arguments.triton_port}, gRPC {arguments.triton_grpc_port}, \
 metrics {arguments.triton_metrics_port}
   Ask about a picture:

@@ -50,11 +50,6 @@ async def test_sampling_parameters_are_those_of_the_protocol() -> None:
     assert GenerationParameters().sampling() == SamplingParameters()
 
 
-async def test_root_leads_to_the_page(gateway: Gateway) -> None:
-    answer = await gateway.client.get("/", follow_redirects=True)
-    assert answer.url.path == "/docs"
-
-
 async def test_page_needs_no_other_host(gateway: Gateway) -> None:
     page = await gateway.client.get("/docs")
     assert "default-src 'none'" in page.headers["content-security-policy"]
