@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +81,28 @@ async def gateway_with(worker: ScriptedWorker | None = None, **settings: Any) ->
             yield Gateway(worker, client, port)
     finally:
         await worker.stop()
+
+
+@contextmanager
+def gateway_in_a_thread(worker: ScriptedWorker, **settings: Any) -> Iterator[str]:
+    """The gateway's URL, for tests that block: the gateway has a loop of its own."""
+    started: Future[tuple[int, Callable[[], object]]] = Future()
+
+    async def serve() -> None:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        async with gateway_with(worker, **settings) as gateway:
+            started.set_result((gateway.port, lambda: loop.call_soon_threadsafe(ended.set)))
+            await ended.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    port, end = started.result(timeout=20)
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        end()
+        thread.join()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

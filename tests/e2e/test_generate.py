@@ -153,7 +153,7 @@ async def test_concurrent_requests_each_get_their_own_answer(tiny: Deployment) -
     assert len({json.dumps(choices) for choices, _ in alone}) == 16
 
 
-@pytest.mark.parametrize("route", ["/v1/health", "/health/ready", "/v1/models", "/openapi.json", "/docs"])
+@pytest.mark.parametrize("route", ["/v1/health", "/health/ready", "/v1/models", "/openapi.json", "/docs", "/"])
 def test_the_other_routes_answer(client: httpx.Client, route: str) -> None:
     answer = client.get(route)
     assert answer.status_code == 200
