@@ -12,7 +12,7 @@ from app.reply import Reply, respond
 from app.schemas import Choice, ChoiceDelta, Completion, CompletionChunk, UsageCounts
 from app.settings import Settings
 from app.worker.connection import WorkerConnection
-from protocol.messages import TokenDelta, Usage
+from protocol.messages import Submit, TokenDelta, Usage
 
 
 def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
@@ -20,6 +20,9 @@ def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
 
     @routes.post("/v1/multimodal/generate", response_model=Completion, **GENERATE_OPERATION)
     async def multimodal_generate(request: Request) -> Response:
+        return await respond(request, worker, *await read(request), settings=settings)
+
+    async def read(request: Request) -> tuple[Submit, Reply, bool]:
         call = await read_generate_call(request, settings)
         submit = new_submit(
             "gen",
@@ -29,8 +32,7 @@ def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
             call.parameters,
             settings,
         )
-        reply = _Reply(submit, with_token_ids=call.parameters.return_token_ids)
-        return await respond(request, worker, submit, reply, stream=call.parameters.stream, settings=settings)
+        return submit, _Reply(submit, with_token_ids=call.parameters.return_token_ids), call.parameters.stream
 
     return routes
 
