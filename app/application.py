@@ -28,17 +28,17 @@ from app.routes import docs, generate, health, playground
 from app.routes import metrics as metrics_routes
 from app.schemas import CompletionChunk, GenerateBody
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Nothing runs before the application is started. ``state.worker`` is its :class:`WorkerConnection`.
+    """Nothing runs before the application is started. ``state.worker`` is its :class:`WorkerPool`.
 
     Raises :class:`UnusableSetting`.
     """
-    metrics = Metrics(lambda: worker.status)
-    worker = WorkerConnection(
-        settings.triton_grpc_url,
+    metrics = Metrics(lambda: worker.statuses)
+    worker = WorkerPool(
+        settings.triton_grpc_urls,
         metrics,
         connect_seconds=settings.worker_connect_seconds,
         call_seconds=settings.worker_call_seconds,

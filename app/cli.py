@@ -19,7 +19,7 @@ from app.log import configure_logging
 from app.settings import Settings, UnusableSetting
 from app.tls import tls_options
 from app.validation import sentence
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 
 PROGRAM = "multimodal-gateway"
 MAX_HEADER_BYTES = 64 * 1024
@@ -72,7 +72,7 @@ def build_server(settings: Settings) -> uvicorn.Server:
 class _Server(uvicorn.Server):
     """At shutdown, requests that take too long are ended with an error of ours before uvicorn cuts their lines."""
 
-    def __init__(self, config: uvicorn.Config, worker: WorkerConnection, patience: float) -> None:
+    def __init__(self, config: uvicorn.Config, worker: WorkerPool, patience: float) -> None:
         super().__init__(config)
         self._worker = worker
         self._patience = patience

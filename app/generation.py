@@ -14,7 +14,8 @@ from app.errors import ApiError, internal_error, unavailable
 from app.pictures import Picture
 from app.schemas import GenerationParameters
 from app.settings import Settings
-from app.worker.connection import NOT_CONNECTED, WorkerConnection
+from app.worker.connection import NOT_CONNECTED
+from app.worker.pool import WorkerPool
 from protocol.messages import (
     ChatMessage,
     Delta,
@@ -39,13 +40,14 @@ def now() -> int:
     return int(time.time())
 
 
-def served_model(worker: WorkerConnection, asked: str | None) -> str:
-    """The model's name. Raises :class:`ApiError` when another was asked for, or the worker is away."""
-    if worker.status is None:
+def served_model(worker: WorkerPool, asked: str | None) -> str:
+    """The model's name. Raises :class:`ApiError` when there is no such model, or its worker is away."""
+    name = worker.default_model if asked is None else asked
+    if name in worker.models:
+        return name
+    if name is None or worker.status is None or worker.may_serve(name):
         raise ApiError.from_worker(NOT_CONNECTED)
-    if asked not in (None, worker.status.model):
-        raise ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND.value, "There is no such model.", "model")
-    return worker.status.model
+    raise ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND.value, "There is no such model.", "model")
 
 
 def user_message(text: str, pictures: int = 0) -> ChatMessage:
@@ -72,7 +74,7 @@ def new_submit(
     )
 
 
-def generate(worker: WorkerConnection, submit: Submit) -> Generated:
+def generate(worker: WorkerPool, submit: Submit) -> Generated:
     """What the worker generates. Raises :class:`ApiError` when the request fails; closed early, it is cancelled."""
     return _generated(worker.generate(submit))
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from protocol.messages import Delta, EndDelta, Outcome, TokenDelta, WorkerStatus
+from protocol.messages import Delta, EndDelta, ErrorCode, Outcome, TokenDelta, WorkerStatus
 
 PREFIX = "multimodal:"
 _FIRST_TOKEN_BUCKETS = (
@@ -39,13 +39,17 @@ _REQUEST_BUCKETS = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.
 _TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
+Statuses = Callable[[], Mapping[str, WorkerStatus | None]]
+"""What each worker said last, by its address."""
+
+
 class Metrics:
     """Counts requests and their tokens as they pass. One object a gateway process."""
 
-    def __init__(self, status: Callable[[], WorkerStatus | None]) -> None:
-        """``status`` is asked when the metrics are read."""
+    def __init__(self, statuses: Statuses) -> None:
+        """``statuses`` is asked when the metrics are read."""
         self.registry = CollectorRegistry()
-        self.registry.register(_WorkerState(status))
+        self.registry.register(_WorkerState(statuses))
         self.http_requests = Counter(
             f"{PREFIX}http_requests",
             "HTTP requests answered.",
@@ -63,6 +67,9 @@ class Metrics:
         self._succeeded = self._counter("request_success", "Requests finished, by the reason.", "finished_reason")
         self._failed = self._counter("request_failure", "Requests that failed, by the error's code.", "code")
         self._cancelled = self._counter("request_cancelled", "Requests whose caller went away.")
+        self._retried = self._counter(
+            "request_retries", "Requests tried on a second worker, by the first one's code.", "code"
+        )
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "From a request's arrival to its first token.", _FIRST_TOKEN_BUCKETS
         )
@@ -80,6 +87,10 @@ class Metrics:
         self._request_generation = self._histogram(
             "request_generation_tokens", "Tokens generated for a request.", _TOKEN_COUNT_BUCKETS
         )
+
+    def retried(self, code: ErrorCode) -> None:
+        """A worker had failed with ``code`` before it produced anything, and another one is asked."""
+        self._retried.labels(code.value).inc()
 
     async def measured(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
         """The same deltas, counted. One that is closed before its end counts as cancelled."""
@@ -129,21 +140,34 @@ class Metrics:
 
 
 class _WorkerState(Collector):
-    """What the worker said of itself last; nothing but its absence while it cannot be heard."""
+    """What each worker said of itself last; nothing but its absence while it cannot be heard."""
 
-    def __init__(self, status: Callable[[], WorkerStatus | None]) -> None:
-        self._status = status
+    def __init__(self, statuses: Statuses) -> None:
+        self._statuses = statuses
 
     def collect(self) -> Iterator[Metric]:
-        status = self._status()
-        yield _gauge("worker_ready", "Whether a generation would succeed.", status is not None and status.ready)
-        if status is not None:
-            yield _gauge("num_requests_running", "Requests the engine computes.", status.running)
-            yield _gauge("num_requests_waiting", "Requests that wait for the engine.", status.waiting)
-            yield _gauge("kv_cache_usage_perc", "Part of the KV blocks in use, 0 to 1.", status.kv_cache_usage)
-            told = "Times that a request gave its KV blocks back and started again."
-            yield CounterMetricFamily(f"{PREFIX}num_preemptions", told, value=status.counters.preemptions)
+        statuses = self._statuses()
+        heard = {worker: status for worker, status in statuses.items() if status is not None}
+        ready = {worker: status is not None and status.ready for worker, status in statuses.items()}
+        yield _gauge("worker_ready", "Whether a generation would succeed.", ready)
+        for name, told, value in _WORKER_GAUGES:
+            yield _gauge(name, told, {worker: value(status) for worker, status in heard.items()})
+        told = "Times that a request gave its KV blocks back and started again."
+        preemptions = CounterMetricFamily(f"{PREFIX}num_preemptions", told, labels=["worker"])
+        for worker, status in heard.items():
+            preemptions.add_metric([worker], status.counters.preemptions)
+        yield preemptions
 
 
-def _gauge(name: str, told: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(PREFIX + name, told, value=float(value))
+_WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerStatus], float]], ...] = (
+    ("num_requests_running", "Requests the engine computes.", lambda status: status.running),
+    ("num_requests_waiting", "Requests that wait for the engine.", lambda status: status.waiting),
+    ("kv_cache_usage_perc", "Part of the KV blocks in use, 0 to 1.", lambda status: status.kv_cache_usage),
+)
+
+
+def _gauge(name: str, told: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(PREFIX + name, told, labels=["worker"])
+    for worker, value in values.items():
+        family.add_metric([worker], float(value))
+    return family

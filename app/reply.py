@@ -17,7 +17,7 @@ from app.errors import ApiError, internal_error
 from app.event_stream import DONE, EventStream, error_event, event
 from app.generation import Answer, ChoiceText, Generated, collect, generate, now
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta, Usage
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Reply(ABC):
 
 
 async def respond(
-    request: Request, worker: WorkerConnection, submit: Submit, reply: Reply, stream: bool, *, settings: Settings
+    request: Request, worker: WorkerPool, submit: Submit, reply: Reply, stream: bool, *, settings: Settings
 ) -> Response:
     """Generates. Raises :class:`ApiError` for a failure before the first delta, which can still have its own status.
 

@@ -29,7 +29,9 @@ class Settings(BaseSettings):
         default="info", description="Least severe log line."
     )
 
-    triton_grpc_url: str = Field(default="localhost:8001", description="Triton's gRPC endpoint, as host:port.")
+    triton_grpc_url: str = Field(
+        default="localhost:8001", description="Triton's gRPC endpoint, as host:port; of several workers, with commas."
+    )
     worker_connect_seconds: float = Field(default=5.0, gt=0, description="Wait for the worker's first word at most.")
     worker_call_seconds: float = Field(default=30.0, gt=0, description="Wait for one control call at most.")
 
@@ -83,7 +85,18 @@ class Settings(BaseSettings):
 
     @field_validator("triton_grpc_url")
     @classmethod
-    def _is_host_and_port(cls, url: str) -> str:
-        if not re.fullmatch(r"[^/\s]+:\d{1,5}", url):
-            raise ValueError("must have the form host:port, without a scheme.")
-        return url
+    def _are_hosts_and_ports(cls, urls: str) -> str:
+        if not all(re.fullmatch(r"[^/\s,]+:\d{1,5}", url) for url in _split(urls)):
+            raise ValueError("must have the form host:port, without a scheme; several are separated by commas.")
+        if len(set(_split(urls))) < len(_split(urls)):
+            raise ValueError("must not name a worker twice.")
+        return urls
+
+    @property
+    def triton_grpc_urls(self) -> list[str]:
+        """An address for each worker."""
+        return _split(self.triton_grpc_url)
+
+
+def _split(urls: str) -> list[str]:
+    return [url.strip() for url in urls.split(",")]

@@ -24,11 +24,11 @@ from app.openai.schemas import (
 )
 from app.reply import Reply, respond
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta
 
 
-def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
+def router(settings: Settings, worker: WorkerPool) -> APIRouter:
     routes = APIRouter(tags=["openai"])
 
     @routes.post("/v1/chat/completions/", include_in_schema=False)

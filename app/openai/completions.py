@@ -16,11 +16,11 @@ from app.openai.reply import OpenAIReply
 from app.openai.schemas import CompletionRequest, TextChoice, TextChunkChoice, TextCompletion, TextCompletionChunk
 from app.reply import Reply, respond
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta
 
 
-def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
+def router(settings: Settings, worker: WorkerPool) -> APIRouter:
     routes = APIRouter(tags=["openai"])
 
     @routes.post("/v1/completions/", include_in_schema=False)

@@ -11,11 +11,11 @@ from app.openapi import GENERATE_OPERATION
 from app.reply import Reply, respond
 from app.schemas import Choice, ChoiceDelta, Completion, CompletionChunk, UsageCounts
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta, Usage
 
 
-def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
+def router(settings: Settings, worker: WorkerPool) -> APIRouter:
     routes = APIRouter(tags=["generate"])
 
     @routes.post("/v1/multimodal/generate", response_model=Completion, **GENERATE_OPERATION)

@@ -131,6 +131,8 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.delivered = 0
         self.knows_sessions = True
         self.refusal: RequestError | None = None
+        self.refuses: RequestError | None = None
+        """How each request ends, at once, if set."""
         self.call_seconds = 0.0
         self.submits: list[Submit] = []
         self.controls: list[Control] = []
@@ -209,6 +211,10 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                 task.cancel()
             return
         self.submits.append(message)
+        if self.refuses is not None:
+            end = EndDelta(request_id=message.request_id, outcome=Outcome.FAILED, error=self.refuses)
+            self._outgoing[session_id].put_nowait(end)
+            return
         task = asyncio.create_task(self._run(message, self._outgoing[session_id].put_nowait))
         self._running[message.request_id] = task
 

@@ -27,10 +27,14 @@ def test_environment_and_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
 
 
-@pytest.mark.parametrize("url", ["http://localhost:8001", "localhost", ":1", "a b:1"])
+@pytest.mark.parametrize("url", ["http://localhost:8001", "localhost", ":1", "a b:1", "a:1,", "a:1,b", "a:1, a:1", ""])
 def test_triton_url_is_host_and_port(url: str) -> None:
     with pytest.raises(ValidationError):
         Settings(triton_grpc_url=url)
+
+
+def test_several_triton_urls() -> None:
+    assert Settings(triton_grpc_url="a:1, [::1]:2").triton_grpc_urls == ["a:1", "[::1]:2"]
 
 
 @pytest.mark.parametrize(
