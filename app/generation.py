@@ -10,6 +10,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from fastapi import Request
+
 from app.errors import ApiError, internal_error, unavailable
 from app.pictures import Picture
 from app.schemas import GenerationParameters
@@ -56,6 +58,7 @@ def user_message(text: str, pictures: int = 0) -> ChatMessage:
 
 
 def new_submit(
+    request: Request,
     id_prefix: str,
     model: str,
     messages: tuple[ChatMessage, ...],
@@ -71,6 +74,7 @@ def new_submit(
         sampling=parameters.sampling(),
         deadline_seconds=settings.deadline_seconds,
         return_prompt_token_ids=parameters.return_token_ids,
+        http_request_id=request.state.request_id,
     )
 
 

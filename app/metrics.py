@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from protocol.messages import Delta, EndDelta, ErrorCode, Outcome, TokenDelta, WorkerStatus
@@ -49,7 +51,13 @@ class Metrics:
     def __init__(self, statuses: Statuses) -> None:
         """``statuses`` is asked when the metrics are read."""
         self.registry = CollectorRegistry()
-        self.registry.register(_WorkerState(statuses))
+        """What this process counts."""
+        self.shown = self.registry
+        """What is read: where several processes share the port, the sum of what all of them count."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self.shown = CollectorRegistry()
+            MultiProcessCollector(self.shown)  # type: ignore[no-untyped-call]
+        self.shown.register(_WorkerState(statuses))
         self.http_requests = Counter(
             f"{PREFIX}http_requests",
             "HTTP requests answered.",

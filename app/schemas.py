@@ -200,3 +200,15 @@ class ModelList(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok", "ready"]
+
+
+class TritonState(BaseModel):
+    """One Triton, by its own word."""
+
+    server_ready: bool = Field(description="Triton answers, and calls itself ready.")
+    models_ready: bool = Field(description="So it does of our models in it.")
+
+
+class TritonHealth(BaseModel):
+    status: Literal["Triton server is reachable and ready"] = "Triton server is reachable and ready"
+    workers: list[TritonState] = Field(description="In the order of `--triton_grpc_url`; at least one is ready.")

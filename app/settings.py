@@ -25,6 +25,7 @@ class Settings(BaseSettings):
 
     host: str = Field(default="0.0.0.0", min_length=1, description="Address to listen on.")
     port: int = Field(default=8080, ge=1, le=65535, description="Port to listen on.")
+    workers: int = Field(default=1, ge=1, le=256, description="Gateway processes that share the port.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line."
     )
@@ -68,6 +69,9 @@ class Settings(BaseSettings):
 
     deadline_seconds: float = Field(default=300.0, gt=0, description="A request fails when it takes longer.")
     ping_seconds: float = Field(default=15.0, gt=0, description="A quiet event stream gets a comment this often.")
+    drain_delay_seconds: float = Field(
+        default=0.0, ge=0, description="Stay open so long at shutdown, not ready, before connections are refused."
+    )
     shutdown_seconds: int = Field(default=30, ge=0, description="Requests in flight may take this long at shutdown.")
 
     @field_validator("cors_origins", mode="before")

@@ -8,7 +8,7 @@ import time
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PROBES = frozenset({"/v1/health", "/health/live", "/health/ready", "/metrics"})
+PROBES = frozenset({"/v1/health", "/v1/triton_health", "/health/live", "/health/ready", "/metrics"})
 """Asked every few seconds by machines; logged only when debugging."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -40,7 +40,7 @@ def router(settings: Settings, worker: WorkerPool) -> APIRouter:
         asked = await read_json(request, ChatCompletionRequest)
         messages, pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
         model = served_model(worker, asked.model)
-        submit = new_submit("chatcmpl", model, messages, pictures, asked, settings)
+        submit = new_submit(request, "chatcmpl", model, messages, pictures, asked, settings)
         return submit, _Reply(submit, asked), asked.stream
 
     return routes

@@ -32,7 +32,7 @@ def router(settings: Settings, worker: WorkerPool) -> APIRouter:
         asked = await read_json(request, CompletionRequest)
         check_length(len(asked.prompt), "prompt", settings)
         model = served_model(worker, asked.model)
-        submit = new_submit("cmpl", model, (user_message(asked.prompt),), [], asked, settings)
+        submit = new_submit(request, "cmpl", model, (user_message(asked.prompt),), [], asked, settings)
         return submit, _Reply(submit, asked), asked.stream
 
     return routes

@@ -25,6 +25,7 @@ def router(settings: Settings, worker: WorkerPool) -> APIRouter:
     async def read(request: Request) -> tuple[Submit, Reply, bool]:
         call = await read_generate_call(request, settings)
         submit = new_submit(
+            request,
             "gen",
             served_model(worker, call.model),
             (user_message(call.prompt, len(call.pictures)),),

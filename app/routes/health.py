@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
 
-from app.errors import ApiError
+from app.errors import ApiError, unavailable
 from app.generation import now, served_model
 from app.openapi import error_responses
-from app.schemas import Health, Model, ModelList
+from app.schemas import Health, Model, ModelList, TritonHealth, TritonState
 from app.worker.connection import NOT_CONNECTED
 from app.worker.pool import WorkerPool
 
@@ -29,6 +31,19 @@ def router(worker: WorkerPool) -> APIRouter:
         if worker.unready is not None:
             raise ApiError.from_worker(worker.unready)
         return Health(status="ready")
+
+    @routes.get(
+        "/v1/triton_health",
+        tags=["health"],
+        summary="Triton says that it is ready",
+        responses=error_responses(401, 503),
+    )
+    async def triton_health() -> TritonHealth:
+        """Asks Triton and no more: it may call itself ready when what is behind it is not. See `/health/ready`."""
+        workers = [TritonState(**asdict(state)) for state in await worker.triton_health()]
+        if not any(state.server_ready and state.models_ready for state in workers):
+            raise unavailable("Triton cannot be reached, or is not ready.")
+        return TritonHealth(workers=workers)
 
     @routes.get("/v1/models", tags=["models"], summary="The served models", responses=error_responses(401, 503))
     async def models() -> ModelList:

@@ -9,13 +9,16 @@ from contextlib import aclosing, suppress
 
 from app.worker.load import Load
 from app.worker.session import Session, failed
-from app.worker.triton import LinkError, TritonLink
+from app.worker.triton import LinkError, TritonHealth, TritonLink
 from protocol.messages import HEARTBEAT_SECONDS, Delta, ErrorCode, RequestError, Submit, WorkerStatus
+from protocol.wire import CONTROL_MODEL, DELTAS_MODEL
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 2.0
 QUIET_SECONDS = 2 * HEARTBEAT_SECONDS
 """New requests go elsewhere, where they can, when a worker said nothing for so long."""
+HEALTH_SECONDS = 2.0
+"""For Triton to say whether it is ready."""
 FAREWELL_SECONDS = 2.0
 """Closing waits so long for the last cancels to leave."""
 
@@ -56,6 +59,15 @@ class WorkerConnection:
     def quiet(self) -> bool:
         """Whether it missed heartbeats, so that it may hang."""
         return self._session is None or self._session.quiet_seconds > QUIET_SECONDS
+
+    async def triton_health(self) -> TritonHealth:
+        """Asks Triton itself, beside the session."""
+        link = TritonLink(self.url)
+        models = {CONTROL_MODEL, DELTAS_MODEL, self.model or DELTAS_MODEL}
+        try:
+            return await link.health(models, HEALTH_SECONDS)
+        finally:
+            await link.close()
 
     def start(self) -> None:
         self._keeper = asyncio.create_task(self._keep_connected())

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from app.metrics import Metrics
 from app.worker.connection import NOT_CONNECTED, SHUTTING_DOWN, STARTING, WorkerConnection
 from app.worker.session import failed
+from app.worker.triton import TritonHealth
 from protocol.messages import Delta, EndDelta, ErrorCode, RequestError, Submit, WorkerStatus
 
 AFFINITY_FACTOR = 2.0
@@ -76,6 +77,10 @@ class WorkerPool:
     def may_serve(self, model: str) -> bool:
         """Whether a worker that cannot be heard now may have ``model``."""
         return any(worker.status is None and worker.model in (None, model) for worker in self._workers)
+
+    async def triton_health(self) -> list[TritonHealth]:
+        """What each worker's Triton says of itself, in the order of their addresses."""
+        return await asyncio.gather(*(worker.triton_health() for worker in self._workers))
 
     def start(self) -> None:
         for worker in self._workers:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -31,6 +32,14 @@ def _said(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name}: {error.details()}"
     return str(error)
+
+
+@dataclass(frozen=True)
+class TritonHealth:
+    """What a Triton says of itself; no to everything when it does not answer."""
+
+    server_ready: bool = False
+    models_ready: bool = False
 
 
 class TritonLink:
@@ -65,6 +74,16 @@ class TritonLink:
             raise LinkError(f"deltas stream failed: {_said(error)}") from error
         finally:
             responses.cancel()
+
+    async def health(self, models: Iterable[str], timeout: float) -> TritonHealth:
+        """Whether Triton and ``models`` are ready by its own word, which says nothing of what is behind them."""
+        try:
+            if not await self._client.is_server_ready(client_timeout=timeout):
+                return TritonHealth()
+            asking = (self._client.is_model_ready(model, client_timeout=timeout) for model in models)
+            return TritonHealth(server_ready=True, models_ready=all(await asyncio.gather(*asking)))
+        except (InferenceServerException, grpc.RpcError):
+            return TritonHealth()
 
     async def close(self) -> None:
         await self._client.close()

@@ -127,6 +127,8 @@ SCRIPTS: dict[str, Script] = {
 class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         self.status = WorkerStatus(ready=True, model=MODEL, context_length=4096)
+        self.triton_ready = True
+        self.models_ready = True
         self.silent = False
         self.delivered = 0
         self.knows_sessions = True
@@ -169,6 +171,13 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     @property
     def running(self) -> int:
         return len(self._running)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ServerReadyResponse(ready=self.triton_ready)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        known = request.name in (CONTROL_MODEL, DELTAS_MODEL, self.status.model)
+        return service_pb2.ModelReadyResponse(ready=known and self.models_ready)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         assert request.model_name == CONTROL_MODEL

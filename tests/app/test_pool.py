@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from app.settings import Settings
 from protocol.messages import ErrorCode, RequestError
-from tests.app.conftest import GENERATE, picture, ready, serving, until
+from tests.app.conftest import GENERATE, picture, serving, until
 from tests.app.scripted_worker import ScriptedWorker
 from tests.app.test_metrics import samples
 
@@ -168,7 +168,7 @@ async def test_a_silent_worker_gets_no_new_requests_before_it_is_given_up(monkey
     monkeypatch.setattr("app.worker.connection.QUIET_SECONDS", 0.5)
     monkeypatch.setattr("app.worker.session.SILENCE_SECONDS", 60)
     async with fleet() as gateway:
-        silent, speaking = gateway.workers
+        silent = gateway.workers[0]
         silent.silent = True
         await asyncio.sleep(0.8)
         for i in range(6):
