@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -28,6 +29,7 @@ from app.routes import docs, generate, health, playground
 from app.routes import metrics as metrics_routes
 from app.schemas import CompletionChunk, GenerateBody
 from app.settings import Settings
+from app.tracing import Traced, Tracing
 from app.worker.pool import WorkerPool
 
 
@@ -36,10 +38,12 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises :class:`UnusableSetting`.
     """
+    tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     metrics = Metrics(lambda: worker.statuses)
     worker = WorkerPool(
         settings.triton_grpc_urls,
         metrics,
+        tracing,
         connect_seconds=settings.worker_connect_seconds,
         call_seconds=settings.worker_call_seconds,
     )
@@ -49,6 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
         worker.start()
         yield
         await worker.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="Multimodal gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.worker = worker
@@ -63,11 +69,11 @@ def create_app(settings: Settings) -> FastAPI:
     add_exception_handlers(app)
     models = (GenerateBody, CompletionChunk, *OPENAI_MODELS)
     install_openapi(app, models, needs_key=settings.api_key_file is not None)
-    _add_middleware(app, settings, metrics)
+    _add_middleware(app, settings, metrics, tracing)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
     """The last one added is the first to see a request."""
     budget = BodyBudget(settings.max_bytes_in_flight)
     limits = Limits(
@@ -85,4 +91,6 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Access, requests=metrics.http_requests, by_key=metrics.key_requests)
+    if tracing is not None:
+        app.add_middleware(Traced, tracing=tracing)
     app.add_middleware(RequestId)

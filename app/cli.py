@@ -15,6 +15,7 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
+from app import tracing
 from app.application import create_app
 from app.connection import Config, Patience
 from app.log import configure_logging
@@ -36,6 +37,8 @@ TICK_SECONDS = 0.1
 
 def main(arguments: Sequence[str] | None = None) -> None:
     settings = _settings(sys.argv[1:] if arguments is None else arguments)
+    if settings.otlp_endpoint and not tracing.installed():
+        _die(tracing.NEEDED)
     listener = _listener(settings.host, settings.port)
     if settings.workers == 1:
         serve(settings, listener)

@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     )
     shutdown_seconds: int = Field(default=30, ge=0, description="Requests in flight may take this long at shutdown.")
 
+    otlp_endpoint: str = Field(
+        default="", description="Send traces to this OTLP/gRPC collector, as http://host:4317. Off while empty."
+    )
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: Any) -> Any:
@@ -86,6 +90,13 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"\*|https?://[^/\s*]+", origin):
                 raise ValueError("must have the form https://host or https://host:port, without a path, or be *.")
         return origins
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_collector(cls, url: str) -> str:
+        if url and not re.fullmatch(r"https?://[^/\s]+", url):
+            raise ValueError("must have the form http://host:port or https://host:port.")
+        return url
 
     @field_validator("triton_grpc_url")
     @classmethod

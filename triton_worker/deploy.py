@@ -94,6 +94,7 @@ def _gateway_drain_seconds() -> float:
 def _gateway_environment(arguments: argparse.Namespace, worker: WorkerSettings) -> dict[str, str]:
     given = {name: getattr(arguments, name) for name in _GATEWAY_OPTIONS}
     return {
+        "MULTIMODAL_OTLP_ENDPOINT": worker.otlp_endpoint or "",
         "MULTIMODAL_HOST": arguments.server_address,
         "MULTIMODAL_PORT": str(arguments.server_port),
         "MULTIMODAL_TRITON_GRPC_URL": worker.triton.grpc_target,

@@ -66,4 +66,5 @@ def _fields(scope: Scope, status: int, seconds: float) -> dict[str, object]:
         "key_name": state.get("key_name"),
         "request_id": state.get("request_id"),
         "generation_id": state.get("generation_id"),
+        "trace_id": state.get("trace_id"),
     }

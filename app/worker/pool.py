@@ -12,6 +12,7 @@ from contextlib import aclosing
 from msgspec.structs import replace
 
 from app.metrics import Metrics
+from app.tracing import Tracing
 from app.worker.connection import NOT_CONNECTED, SHUTTING_DOWN, STARTING, WorkerConnection
 from app.worker.session import failed
 from app.worker.triton import TritonHealth
@@ -29,11 +30,20 @@ ELSEWHERE = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.QUEUE_FULL})
 class WorkerPool:
     """Chooses a worker for each request, and once another one where the first had produced nothing."""
 
-    def __init__(self, urls: Sequence[str], metrics: Metrics, *, connect_seconds: float, call_seconds: float) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        metrics: Metrics,
+        tracing: Tracing | None = None,
+        *,
+        connect_seconds: float,
+        call_seconds: float,
+    ) -> None:
         self._workers = [
             WorkerConnection(url, connect_seconds=connect_seconds, call_seconds=call_seconds) for url in urls
         ]
         self._metrics = metrics
+        self._tracing = tracing
         self._draining = False
         self._ending = False
 
@@ -106,7 +116,8 @@ class WorkerPool:
 
         Failures, absent workers among them, are told by that end and never raised.
         """
-        async with aclosing(self._metrics.measured(self._generate(submit))) as deltas:
+        traced = self._generate(submit) if self._tracing is None else self._tracing.generation(submit, self._generate)
+        async with aclosing(self._metrics.measured(traced)) as deltas:
             async for delta in deltas:
                 yield delta
 

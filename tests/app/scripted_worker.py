@@ -129,6 +129,7 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.status = WorkerStatus(ready=True, model=MODEL, context_length=4096)
         self.triton_ready = True
         self.models_ready = True
+        self.triton_seconds = 0.0
         self.silent = False
         self.delivered = 0
         self.knows_sessions = True
@@ -173,6 +174,7 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         return len(self._running)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await asyncio.sleep(self.triton_seconds)
         return service_pb2.ServerReadyResponse(ready=self.triton_ready)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -44,6 +44,7 @@ def test_several_triton_urls() -> None:
         (["--port", "70000"], "MULTIMODAL_PORT"),
         (["--triton_grpc_url", "http://x:1"], "host:port"),
         (["--log_level", "loud"], "log_level"),
+        (["--workers", "0"], "MULTIMODAL_WORKERS"),
         (["--nonsense", "1"], "--nonsense"),
     ],
 )

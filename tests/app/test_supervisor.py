@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 
 from tests.app.conftest import GENERATE, ROOT, process, until
 from tests.app.scripted_worker import ScriptedWorker
@@ -101,18 +100,3 @@ async def test_processes_that_cannot_start_are_given_up(tmp_path: Path) -> None:
     _, log = await asyncio.wait_for(gateway.communicate(), 30)
     assert gateway.returncode == 1
     assert b"cannot start" in log
-
-
-@pytest.mark.parametrize("count", ["0", "257", "many"])
-async def test_number_of_processes(count: str) -> None:
-    gateway = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "app",
-        f"--workers={count}",
-        cwd=ROOT,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, log = await gateway.communicate()
-    assert gateway.returncode == 1
-    assert b"--workers" in log
