@@ -61,7 +61,8 @@ class TritonLink:
 
     async def deltas(self, opening: OpenSession) -> AsyncGenerator[DeltaBatch, None]:
         """All that the worker says to this session, until the stream ends. Raises :class:`LinkError`."""
-        responses = self._client.stream_infer(_opening_requests(opening))
+        over = asyncio.Event()
+        responses = self._client.stream_infer(_opening_requests(opening, over))
         try:
             async for result, error in responses:
                 if error is not None:
@@ -73,6 +74,7 @@ class TritonLink:
         except (grpc.RpcError, MessageError) as error:
             raise LinkError(f"deltas stream failed: {_said(error)}") from error
         finally:
+            over.set()
             responses.cancel()
 
     async def health(self, models: Iterable[str], timeout: float) -> TritonHealth:
@@ -89,9 +91,9 @@ class TritonLink:
         await self._client.close()
 
 
-async def _opening_requests(opening: OpenSession) -> AsyncIterator[dict[str, Any]]:
+async def _opening_requests(opening: OpenSession, over: asyncio.Event) -> AsyncIterator[dict[str, Any]]:
     yield {"model_name": DELTAS_MODEL, "inputs": [_input(opening)]}
-    await asyncio.Event().wait()  # our half stays open for as long as the stream lives
+    await over.wait()  # our half stays open for as long as the stream lives
 
 
 def _input(message: msgspec.Struct) -> Any:
