@@ -56,9 +56,10 @@ def serve(settings: Settings, listener: socket.socket, serves: Connection | None
         server = build_server(settings, serves)
     except UnusableSetting as error:
         _die(str(error))
-    # Having stopped, uvicorn raises the signal that it was stopped with once more; that one shall not kill us.
+    # Uvicorn listens to signals only while it runs: one that comes before shall count too, and the one that it raises
+    # once more, having stopped, shall not kill us.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, server.handle_exit)
     server.run(sockets=[listener])
     if not server.started:
         _die("the gateway could not start.")
