@@ -79,7 +79,7 @@ def test_copied_files_exist_and_are_not_ignored(part: str) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_image_has_what_its_part_needs(part: str) -> None:
-    assert f"'.[{part}]'" in dockerfile(part)
+    assert f"'.[{part},tracing]'" in dockerfile(part)
     assert f"\n{part} = [" in (ROOT / "pyproject.toml").read_text()
     assert ("torch" in dockerfile(part).partition("FROM")[2].replace("without torch", "")) == (part == "worker")
 
