@@ -112,6 +112,7 @@ class Tracing:
                         _note_end(span, delta)
                     elif not begun:
                         begun = True
+                        del submit  # nobody needs its pictures any more
                         span.add_event("first token")
                     yield delta
         finally:

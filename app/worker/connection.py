@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
-from app.worker.load import Load
+from app.worker.load import Load, answer_tokens, prompt_tokens
 from app.worker.session import Session, failed
 from app.worker.triton import LinkError, TritonHealth, TritonLink
 from protocol.messages import HEARTBEAT_SECONDS, Delta, ErrorCode, RequestError, Submit, WorkerStatus
@@ -98,8 +98,11 @@ class WorkerConnection:
         elif not session.status.ready:
             yield failed(submit.request_id, STARTING)
         else:
-            with self.load.share(submit) as share:
-                async with aclosing(session.generate(submit)) as deltas:
+            all_deltas = session.generate(submit)
+            share_of_load = self.load.share(prompt_tokens(submit), answer_tokens(submit))
+            del submit
+            async with aclosing(all_deltas) as deltas:
+                with share_of_load as share:
                     async for delta in deltas:
                         share.note(delta)
                         yield delta

@@ -1,4 +1,4 @@
-"""How much work a worker has before it, as far as this gateway knows: an estimate, to compare workers by."""
+"""How much work a worker has before it, as far as this gateway process knows: an estimate, to compare workers by."""
 
 from __future__ import annotations
 
@@ -21,35 +21,32 @@ class Load:
         self.tokens = 0.0
 
     @contextmanager
-    def share(self, submit: Submit) -> Iterator[Share]:
+    def share(self, prompt: float, answer: float) -> Iterator[Share]:
         """One request's part of it, gone when the request ends."""
-        share = Share(self, submit)
+        share = Share(self, prompt, answer)
         try:
             yield share
         finally:
-            share.release()
+            share.shrink(0.0)
 
 
 class Share:
     """Shrinks as tokens come: by the prompt with the first, then by each."""
 
-    def __init__(self, load: Load, submit: Submit) -> None:
+    def __init__(self, load: Load, prompt: float, answer: float) -> None:
         self._load = load
-        self._prompt = prompt_tokens(submit)
-        sampling = submit.sampling
-        self._answer = 0.0 if submit.prompt_only else float(sampling.n * (sampling.max_tokens or ANSWER_TOKENS))
-        load.tokens += self._prompt + self._answer
+        self._answer = answer
+        self._tokens = prompt + answer
+        load.tokens += self._tokens
 
     def note(self, delta: Delta) -> None:
         if isinstance(delta, TokenDelta):
-            self._shrink(0.0, max(0.0, self._answer - len(delta.token_ids)))
+            self._answer = max(0.0, self._answer - len(delta.token_ids))
+            self.shrink(self._answer)
 
-    def release(self) -> None:
-        self._shrink(0.0, 0.0)
-
-    def _shrink(self, prompt: float, answer: float) -> None:
-        self._load.tokens -= self._prompt - prompt + self._answer - answer
-        self._prompt, self._answer = prompt, answer
+    def shrink(self, tokens: float) -> None:
+        self._load.tokens -= self._tokens - tokens
+        self._tokens = tokens
 
 
 def prompt_tokens(submit: Submit) -> float:
@@ -58,3 +55,10 @@ def prompt_tokens(submit: Submit) -> float:
     characters = sum(len(part.text) for part in parts if isinstance(part, TextPart))
     characters += len(submit.rendered_prompt or "")
     return characters / CHARACTERS_A_TOKEN + PICTURE_TOKENS * len(submit.pictures)
+
+
+def answer_tokens(submit: Submit) -> float:
+    """About how many tokens the answer will have, at most."""
+    if submit.prompt_only:
+        return 0.0
+    return float(submit.sampling.n * (submit.sampling.max_tokens or ANSWER_TOKENS))

@@ -111,15 +111,14 @@ class WorkerPool:
         self._ending = True
         await asyncio.gather(*(worker.close() for worker in self._workers))
 
-    async def generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
+    def generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         """The deltas of one request, its one ``EndDelta`` last. Closed before that, it cancels the request.
 
-        Failures, absent workers among them, are told by that end and never raised.
+        Failures, absent workers among them, are told by that end and never raised. The submit is kept until its worker
+        has it; where there are other workers, until there is a first delta.
         """
         traced = self._generate(submit) if self._tracing is None else self._tracing.generation(submit, self._generate)
-        async with aclosing(self._metrics.measured(traced)) as deltas:
-            async for delta in deltas:
-                yield delta
+        return self._metrics.measured(traced)
 
     async def _generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         began = time.monotonic()
@@ -128,27 +127,39 @@ class WorkerPool:
         if worker is None:
             yield failed(submit.request_id, self._absence(submit.model))
             return
-        other: WorkerConnection | None = None
-        async with aclosing(worker.generate(submit)) as deltas:
+        first_try = worker.generate(submit)
+        spare = submit if len(self._workers) > 1 else None
+        del submit
+        async with aclosing(first_try) as deltas:
             first = await anext(deltas)
-            if (code := _code(first)) in ELSEWHERE and not self._ending:
-                other = self._choose(submit.model, picture, without=worker)
-            if other is None:
+            other = None if spare is None else self._instead(spare.model, picture, worker, first)
+            if spare is None or other is None:
+                spare = None
                 yield first
                 async for delta in deltas:
                     yield delta
                 return
-        assert code is not None
-        self._metrics.retried(code)
-        async with aclosing(other.generate(_later(submit, time.monotonic() - began))) as deltas:
+        async with aclosing(other.generate(_later(spare, time.monotonic() - began))) as deltas:
             async for delta in deltas:
                 yield delta
+
+    def _instead(
+        self, model: str, picture: bytes | None, worker: WorkerConnection, first: Delta
+    ) -> WorkerConnection | None:
+        """Another worker for a request that ``worker`` ended with ``first`` of all deltas, if another may serve it."""
+        error = first.error if isinstance(first, EndDelta) else None
+        if error is None or error.code not in ELSEWHERE or self._ending:
+            return None
+        other = self._choose(model, picture, without=worker)
+        if other is not None:
+            self._metrics.retried(error.code)
+        return other
 
     async def _picture(self, submit: Submit) -> bytes | None:
         """What tells a request's first picture from others, where that matters."""
         if not submit.pictures or len(self._workers) < 2:
             return None
-        return await asyncio.to_thread(lambda: hashlib.sha256(submit.pictures[0]).digest())
+        return await asyncio.to_thread(_digest, submit.pictures[0])
 
     def _choose(
         self, model: str, picture: bytes | None, without: WorkerConnection | None = None
@@ -171,8 +182,8 @@ class WorkerPool:
         return STARTING if starting else NOT_CONNECTED
 
 
-def _code(delta: Delta) -> ErrorCode | None:
-    return delta.error.code if isinstance(delta, EndDelta) and delta.error is not None else None
+def _digest(picture: bytes) -> bytes:
+    return hashlib.sha256(picture).digest()
 
 
 def _later(submit: Submit, seconds: float) -> Submit:
