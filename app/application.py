@@ -75,14 +75,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
     """The last one added is the first to see a request."""
-    budget = BodyBudget(settings.max_bytes_in_flight)
+    budget = BodyBudget(settings.max_bytes_in_flight, metrics.body_bytes.set)
     limits = Limits(
         concurrent=settings.max_concurrent_requests,
         concurrent_per_caller=settings.max_concurrent_per_key,
         per_minute=settings.requests_per_minute_per_key,
     )
     keys = None if settings.api_key_file is None else KeyFile(settings.api_key_file)
-    metrics.body_bytes.set_function(lambda: budget.used)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds, budget=budget)
     app.add_middleware(Admission, limits=limits)
     app.add_middleware(Authentication, keys=keys, needs_certificate=settings.tls_client_ca is not None)

@@ -67,7 +67,10 @@ class Metrics:
         self.key_requests = self._counter("key_requests", "HTTP requests with an API key.", "key_name", "status")
         self.connections_cut = self._counter("connections_cut", "Connections that held a place for nothing.", "reason")
         self.body_bytes = Gauge(
-            f"{PREFIX}request_body_bytes", "Bytes of request bodies that are held.", registry=self.registry
+            f"{PREFIX}request_body_bytes",
+            "Bytes of request bodies that are held.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, those of pictures included.")
         self._image_tokens = self._counter("image_tokens", "Tokens of pictures in prompts.")
