@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.errors import add_exception_handlers
+from app.media.fetcher import MediaFetcher, Network
 from app.metrics import Metrics
 from app.middleware.access import Access
 from app.middleware.body_limit import BodyLimit
@@ -17,15 +18,19 @@ from app.middleware.request_id import RequestId
 from app.openai import chat, completions
 from app.openai.operations import OPENAI_MODELS
 from app.openapi import install_openapi
+from app.picture_intake import PictureIntake
 from app.routes import docs, generate, health, playground
 from app.routes import metrics as metrics_routes
-from app.schemas import CompletionChunk, GenerateBody
+from app.schemas import BatchBody, BatchChunk, BatchErrorEvent, CompletionChunk, GenerateBody
 from app.settings import Settings
 from app.worker.connection import WorkerConnection
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Nothing runs before the application is started. ``state.worker`` is its :class:`WorkerConnection`."""
+def create_app(settings: Settings, network: Network | None = None) -> FastAPI:
+    """Nothing runs before the application is started. ``state.worker`` is its :class:`WorkerConnection`.
+
+    Pictures are fetched from the public internet, or from ``network``.
+    """
     metrics = Metrics(lambda: worker.status)
     worker = WorkerConnection(
         settings.triton_grpc_url,
@@ -33,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
         connect_seconds=settings.worker_connect_seconds,
         call_seconds=settings.worker_call_seconds,
     )
+    intake = PictureIntake(settings, MediaFetcher(settings, metrics, network or Network.public(settings.media_fetches)))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,15 +48,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Multimodal gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.worker = worker
-    app.include_router(generate.router(settings, worker))
-    app.include_router(chat.router(settings, worker))
+    app.include_router(generate.router(settings, worker, intake))
+    app.include_router(chat.router(settings, worker, intake))
     app.include_router(completions.router(settings, worker))
     app.include_router(health.router(worker))
     app.include_router(playground.router())
     app.include_router(docs.router())
     app.include_router(metrics_routes.router(metrics))
     add_exception_handlers(app)
-    install_openapi(app, (GenerateBody, CompletionChunk, *OPENAI_MODELS))
+    install_openapi(app, (GenerateBody, BatchBody, CompletionChunk, BatchChunk, BatchErrorEvent, *OPENAI_MODELS))
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(LastResort)

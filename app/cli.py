@@ -15,6 +15,7 @@ from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from app.application import create_app
 from app.log import configure_logging
+from app.media.fetcher import Network
 from app.settings import Settings
 from app.validation import sentence
 from app.worker.connection import WorkerConnection
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _die("the gateway could not start.")
 
 
-def build_server(settings: Settings) -> uvicorn.Server:
-    app = create_app(settings)
+def build_server(settings: Settings, network: Network | None = None) -> uvicorn.Server:
+    app = create_app(settings, network)
     config = uvicorn.Config(
         app,
         http="h11",  # httptools has no limit for headers

@@ -52,6 +52,12 @@ class Metrics:
             ["method", "route", "status"],
             registry=self.registry,
         )
+        self.media_fetch_seconds = self._histogram(
+            "media_fetch_seconds", "Time that pictures took to be fetched by URL, or to fail.", _REQUEST_BUCKETS
+        )
+        self.media_fetch_failures = self._counter(
+            "media_fetch_failure", "Pictures that could not be fetched by URL, by the reason.", "reason"
+        )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, those of pictures included.")
         self._image_tokens = self._counter("image_tokens", "Tokens of pictures in prompts.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")

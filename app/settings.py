@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.media.url import AllowedDomains
+from protocol.pictures import MAX_PICTURE_PIXELS
 
 MIB = 2**20
 
@@ -31,12 +34,38 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="Largest request body.")
     max_pictures: int = Field(default=16, ge=0, description="Most pictures in one request.")
     max_picture_bytes: int = Field(default=20 * MIB, ge=1, description="Largest picture, encoded.")
-    max_picture_pixels: int = Field(default=50_000_000, ge=1, description="Most pixels in one picture.")
+    max_picture_pixels: int = Field(
+        default=MAX_PICTURE_PIXELS, ge=1, le=MAX_PICTURE_PIXELS, description="Most pixels in one picture."
+    )
     max_prompt_characters: int = Field(default=1_000_000, ge=1, description="Longest prompt.")
+
+    max_prompts: int = Field(default=32, ge=1, description="Most prompts in one batch.")
+
+    allowed_media_domains: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts that pictures are fetched from, with commas between them: example.com, *.example.com (below "
+        "it), example.com:8443 (else 80 and 443), or * for all public ones. None: picture URLs are off.",
+    )
+    media_seconds: float = Field(default=10.0, gt=0, description="A picture must be fetched within this time.")
+    media_fetches: int = Field(default=32, ge=1, description="Most pictures fetched at once.")
 
     deadline_seconds: float = Field(default=300.0, gt=0, description="A request fails when it takes longer.")
     ping_seconds: float = Field(default=15.0, gt=0, description="A quiet event stream gets a comment this often.")
     shutdown_seconds: int = Field(default=30, ge=0, description="Requests in flight may take this long at shutdown.")
+
+    @field_validator("allowed_media_domains", mode="before")
+    @classmethod
+    def _are_split(cls, domains: object) -> object:
+        entries = [domains] if isinstance(domains, str) else domains
+        if not isinstance(entries, (list, tuple)):
+            return entries
+        return tuple(name for entry in entries for name in str(entry).replace(",", " ").lower().split())
+
+    @field_validator("allowed_media_domains")
+    @classmethod
+    def _are_domains(cls, domains: tuple[str, ...]) -> tuple[str, ...]:
+        AllowedDomains(domains)
+        return domains
 
     @field_validator("triton_grpc_url")
     @classmethod

@@ -7,6 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.disconnect import unless_disconnected
 from app.generation import ChoiceText, new_submit, served_model
 from app.intake import read_json
 from app.openai.messages import read_conversation
@@ -22,21 +23,23 @@ from app.openai.schemas import (
     ChatCompletionRequest,
     ChatDelta,
 )
+from app.picture_intake import PictureIntake
 from app.reply import respond
 from app.settings import Settings
 from app.worker.connection import WorkerConnection
 from protocol.messages import Submit, TokenDelta
 
 
-def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
+def router(settings: Settings, worker: WorkerConnection, intake: PictureIntake) -> APIRouter:
     routes = APIRouter(tags=["openai"])
 
     @routes.post("/v1/chat/completions/", include_in_schema=False)
     @routes.post("/v1/chat/completions", response_model=ChatCompletion, **CHAT_OPERATION)
     async def chat_completions(request: Request) -> Response:
         asked = await read_json(request, ChatCompletionRequest)
-        messages, pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
+        messages, asked_pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
         model = served_model(worker, asked.model)
+        pictures = await unless_disconnected(request.receive, intake.take(asked_pictures))
         submit = new_submit("chatcmpl", model, messages, pictures, asked, settings)
         return await respond(request, worker, submit, _Reply(submit, asked), stream=asked.stream, settings=settings)
 
