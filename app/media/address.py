@@ -10,22 +10,21 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 Address = IPv4Address | IPv6Address
 
 NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: its last 32 bits are the IPv4 address that is reached
+GLOBAL_UNICAST = IPv6Network("2000::/3")
 WIRE_SERVER = IPv4Address("168.63.129.16")
 """Answers virtual machines in Azure, as 169.254.169.254 does elsewhere, under an address that is public by number."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether the address, and the IPv4 address that it stands for if it does, is one of the public internet."""
+    """Whether the address is one of the public internet; an IPv6 address that stands for an IPv4 one is as that is."""
     if isinstance(address, IPv6Address):
-        inner = (
-            address.ipv4_mapped
-            or address.sixtofour
-            or (IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None)
-        )
+        embedded = IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
+        inner = address.ipv4_mapped or address.sixtofour or embedded
         if inner is not None:
             return is_public(inner)
-    usual = address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
-    return usual and address != WIRE_SERVER
+        if address not in GLOBAL_UNICAST:  # the flags below miss fec0::/10
+            return False
+    return address.is_global and not (address.is_multicast or address.is_reserved or address == WIRE_SERVER)
 
 
 class Resolver:

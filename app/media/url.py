@@ -47,6 +47,8 @@ class MediaUrl:
         if url.userinfo:
             raise UrlError("must not contain credentials.")
         port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
+        if not 0 < port < 2**16:
+            raise UrlError("has a port that does not exist.")
         return cls(url.scheme, _checked_host(url.raw_host.decode("ascii")), port, url.raw_path.decode("ascii"))
 
     def join(self, location: bytes) -> MediaUrl:
