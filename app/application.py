@@ -38,7 +38,10 @@ def create_app(settings: Settings, network: Network | None = None) -> FastAPI:
         connect_seconds=settings.worker_connect_seconds,
         call_seconds=settings.worker_call_seconds,
     )
-    intake = PictureIntake(settings, MediaFetcher(settings, metrics, network or Network.public(settings.media_fetches)))
+    fetcher = None
+    if settings.allowed_media_domains:
+        fetcher = MediaFetcher(settings, metrics, network or Network.public(settings.media_fetches))
+    intake = PictureIntake(settings, fetcher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from app.disconnect import all_of
 from app.errors import ApiError
-from app.media.fetcher import Allowance, MediaFetcher
-from app.pictures import AskedPicture, LinkedPicture, Picture, check_count, check_pictures
+from app.media.fetcher import Allowance, MediaFetcher, not_allowed
+from app.pictures import AskedPicture, Picture, check_count, check_pictures
 from app.settings import Settings
 
 
 class PictureIntake:
-    def __init__(self, settings: Settings, fetcher: MediaFetcher) -> None:
+    def __init__(self, settings: Settings, fetcher: MediaFetcher | None) -> None:
+        """Without a fetcher, picture URLs are off."""
         self._settings = settings
         self._fetcher = fetcher
 
@@ -41,6 +42,8 @@ class PictureIntake:
         return pictures
 
     async def _fetched(self, picture: AskedPicture, allowance: Allowance) -> Picture:
-        if isinstance(picture, LinkedPicture):
-            return Picture(await self._fetcher.fetch(picture, allowance), picture.field)
-        return picture
+        if isinstance(picture, Picture):
+            return picture
+        if self._fetcher is None:
+            raise not_allowed("Picture URLs are off on this server: send the picture itself.", picture.field)
+        return Picture(await self._fetcher.fetch(picture, allowance), picture.field)

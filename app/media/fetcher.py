@@ -79,15 +79,13 @@ class MediaFetcher:
 
     def _checked(self, picture: LinkedPicture) -> MediaUrl:
         """What can be said of a URL without asking anybody."""
-        if not self._allowed:
-            raise _not_allowed("Picture URLs are off on this server: send the picture itself.", picture.field)
         try:
             url = MediaUrl.parse(picture.url)
         except UrlError as error:
-            raise _not_allowed(f'"{picture.field}" {error}', picture.field) from None
+            raise not_allowed(f'"{picture.field}" {error}', picture.field) from None
         if url not in self._allowed:
             message = f'"{picture.field}" has a host or port that this server fetches no pictures from.'
-            raise _not_allowed(message, picture.field)
+            raise not_allowed(message, picture.field)
         return url
 
     async def _follow(self, url: MediaUrl, allowance: Allowance) -> bytes:
@@ -125,5 +123,6 @@ class MediaFetcher:
         return await download(url, addresses, self._network.ssl_context, spend)
 
 
-def _not_allowed(message: str, field: str) -> ApiError:
+def not_allowed(message: str, field: str) -> ApiError:
+    """For what a URL says by itself."""
     return ApiError(HTTPStatus.BAD_REQUEST, "media_not_allowed", message, field)
