@@ -17,7 +17,7 @@ from starlette.responses import Response
 from app.disconnect import all_of, unless_disconnected
 from app.errors import ApiError, internal_error
 from app.event_stream import DONE, EventStream, error_event, event
-from app.generation import Answer, collect, generate, now
+from app.generation import Answer, Generated, collect, generate, now
 from app.reply import Reply
 from app.schemas import BatchCompletion, BatchErrorEvent, ErrorAnswer, UsageCounts
 from app.settings import Settings
@@ -34,7 +34,14 @@ class Prompt(NamedTuple):
     reply: Reply
 
 
-Prompts = Sequence[Prompt | ApiError]
+class Generating(NamedTuple):
+    """What is generated for a prompt, and how its answer is put."""
+
+    generated: Generated
+    reply: Reply
+
+
+Prompts = Sequence[Generating | ApiError]
 """In the order of the request; an error for a prompt that has already failed."""
 
 Said = tuple[int, TokenDelta | Usage | ApiError]
@@ -42,15 +49,30 @@ Said = tuple[int, TokenDelta | Usage | ApiError]
 
 
 async def respond_batch(
-    request: Request, worker: WorkerConnection, model: str, prompts: Prompts, *, stream: bool, settings: Settings
+    request: Request,
+    worker: WorkerConnection,
+    model: str,
+    asked: Sequence[Prompt | ApiError],
+    stream: bool,
+    *,
+    settings: Settings,
 ) -> Response:
-    """Generates. When no prompt has an answer, raises the :class:`ApiError` of the first: that is the response."""
+    """Generates. When no prompt has an answer, raises the :class:`ApiError` of the first: that is the response.
+
+    As with :func:`app.reply.respond`, whoever calls this shall not keep what was asked.
+    """
     request.state.generation_id = batch_id = f"batch-{uuid.uuid4().hex}"
+    request.state.body_share.pass_on(*(prompt.submit for prompt in asked if isinstance(prompt, Prompt)))
+    prompts = [
+        prompt if isinstance(prompt, ApiError) else Generating(generate(worker, prompt.submit), prompt.reply)
+        for prompt in asked
+    ]
+    del asked
     if stream:
-        said = _interleaved(worker, prompts)
+        said = _interleaved(prompts)
         begun = await unless_disconnected(request.receive, _until_one_succeeds(said))
         return EventStream(_events(batch_id, prompts, begun, said), ping_seconds=settings.ping_seconds)
-    answers = await unless_disconnected(request.receive, all_of(_answer(worker, prompt) for prompt in prompts))
+    answers = await unless_disconnected(request.receive, all_of(map(_answer, prompts)))
     usages = [answer.usage for answer in answers if isinstance(answer, Answer)]
     if not usages:
         raise next(answer for answer in answers if isinstance(answer, ApiError))
@@ -64,24 +86,24 @@ async def respond_batch(
     return Response(completion.model_dump_json(), media_type="application/json")
 
 
-async def _answer(worker: WorkerConnection, prompt: Prompt | ApiError) -> Answer | ApiError:
+async def _answer(prompt: Generating | ApiError) -> Answer | ApiError:
     if isinstance(prompt, ApiError):
         return prompt
     try:
-        return await collect(generate(worker, prompt.submit))
+        return await collect(prompt.generated)
     except ApiError as error:
         return error
 
 
-async def _interleaved(worker: WorkerConnection, prompts: Prompts) -> AsyncGenerator[Said, None]:
+async def _interleaved(prompts: Prompts) -> AsyncGenerator[Said, None]:
     """What is said of all prompts, as it comes. Closed before the end, it cancels what is left."""
     waiting: asyncio.Queue[Said] = asyncio.Queue(maxsize=1)  # deltas that nobody takes yet are merged further in
 
-    async def tell(index: int, prompt: Prompt | ApiError) -> None:
+    async def tell(index: int, prompt: Generating | ApiError) -> None:
         try:
             if isinstance(prompt, ApiError):
                 raise prompt
-            async with aclosing(generate(worker, prompt.submit)) as generated:
+            async with aclosing(prompt.generated) as generated:
                 async for item in generated:
                     await waiting.put((index, item))
         except ApiError as error:
@@ -132,15 +154,15 @@ async def _events(
             yield DONE
 
 
-def _document(prompt: Prompt | ApiError, index: int, item: TokenDelta | Usage | ApiError) -> str | None:
+def _document(prompt: Generating | ApiError, index: int, item: TokenDelta | Usage | ApiError) -> str | None:
     if isinstance(item, ApiError):
         return BatchErrorEvent(prompt_index=index, error=item.body()).model_dump_json()
-    assert isinstance(prompt, Prompt), "nothing is generated for a prompt that has failed"
+    assert isinstance(prompt, Generating), "nothing is generated for a prompt that has failed"
     return prompt.reply.event(item)
 
 
-def _entry(prompt: Prompt | ApiError, answer: Answer | ApiError) -> BaseModel:
+def _entry(prompt: Generating | ApiError, answer: Answer | ApiError) -> BaseModel:
     if isinstance(answer, ApiError):
         return ErrorAnswer(error=answer.body())
-    assert isinstance(prompt, Prompt), "nothing is generated for a prompt that has failed"
+    assert isinstance(prompt, Generating), "nothing is generated for a prompt that has failed"
     return prompt.reply.completed(answer)

@@ -14,9 +14,11 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from app.application import create_app
+from app.connection import Config, Patience
 from app.log import configure_logging
 from app.media.fetcher import Network
-from app.settings import Settings
+from app.settings import Settings, UnusableSetting
+from app.tls import tls_options
 from app.validation import sentence
 from app.worker.connection import WorkerConnection
 
@@ -31,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = _settings(sys.argv[1:] if arguments is None else arguments)
     listener = _listener(settings.host, settings.port)
     configure_logging(settings.log_level)
-    server = build_server(settings)
+    try:
+        server = build_server(settings)
+    except UnusableSetting as error:
+        _die(str(error))
     # Having stopped, uvicorn raises the signal that it was stopped with once more; that one shall not kill us.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -41,10 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build_server(settings: Settings, network: Network | None = None) -> uvicorn.Server:
+    """Raises :class:`UnusableSetting`."""
     app = create_app(settings, network)
-    config = uvicorn.Config(
+    patience = Patience(
+        max_connections=settings.max_connections,
+        head_seconds=settings.head_seconds,
+        write_seconds=settings.write_seconds,
+        on_cut=lambda reason: app.state.metrics.connections_cut.labels(reason).inc(),
+    )
+    config = Config(
         app,
-        http="h11",  # httptools has no limit for headers
+        patience,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         lifespan="on",
@@ -53,6 +65,7 @@ def build_server(settings: Settings, network: Network | None = None) -> uvicorn.
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_seconds + CUT_SECONDS,
+        **tls_options(settings),
     )
     return _Server(config, app.state.worker, settings.shutdown_seconds)
 

@@ -17,6 +17,7 @@ from app.settings import Settings
 from app.worker.connection import NOT_CONNECTED, WorkerConnection
 from protocol.messages import (
     ChatMessage,
+    Delta,
     EndDelta,
     ErrorCode,
     FinishReason,
@@ -71,9 +72,13 @@ def new_submit(
     )
 
 
-async def generate(worker: WorkerConnection, submit: Submit) -> Generated:
+def generate(worker: WorkerConnection, submit: Submit) -> Generated:
     """What the worker generates. Raises :class:`ApiError` when the request fails; closed early, it is cancelled."""
-    async with aclosing(worker.generate(submit)) as deltas:
+    return _generated(worker.generate(submit))
+
+
+async def _generated(all_deltas: AsyncGenerator[Delta, None]) -> Generated:
+    async with aclosing(all_deltas) as deltas:
         async for delta in deltas:
             yield _usage(delta) if isinstance(delta, EndDelta) else delta
 

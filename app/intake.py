@@ -51,8 +51,7 @@ async def read_generate_call(request: Request, settings: Settings) -> GenerateCa
         case "multipart/form-data":
             call = _from_form(await _read_form(request, content_type, settings))
         case "application/json":
-            body = await request.body()
-            call = await asyncio.to_thread(_from_json, body, settings)
+            call = await asyncio.to_thread(_from_json, await read_body(request), settings)
         case _:
             raise _unsupported_media_type("Send multipart/form-data or application/json.")
     check_length(sum(len(ask.prompt) for ask in call.asks), "prompts" if call.is_batch else "prompt", settings)
@@ -63,8 +62,12 @@ async def read_json(request: Request, kind: type[Model]) -> Model:
     """The body of a route that takes JSON only. Raises :class:`ApiError` for what is wrong with it."""
     if _media_type(request.headers.get("content-type", "")) != "application/json":
         raise _unsupported_media_type("Send application/json.")
-    body = await request.body()
-    return await asyncio.to_thread(validated_json, kind, body)
+    return await asyncio.to_thread(validated_json, kind, await read_body(request))
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, kept by nobody: ``request.body()`` keeps it for as long as the request lasts."""
+    return b"".join([chunk async for chunk in request.stream()])
 
 
 def check_length(characters: int, field: str, settings: Settings) -> None:

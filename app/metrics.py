@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -57,6 +57,11 @@ class Metrics:
         )
         self.media_fetch_failures = self._counter(
             "media_fetch_failure", "Pictures that could not be fetched by URL, by the reason.", "reason"
+        )
+        self.key_requests = self._counter("key_requests", "HTTP requests with an API key.", "key_name", "status")
+        self.connections_cut = self._counter("connections_cut", "Connections that held a place for nothing.", "reason")
+        self.body_bytes = Gauge(
+            f"{PREFIX}request_body_bytes", "Bytes of request bodies that are held.", registry=self.registry
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, those of pictures included.")
         self._image_tokens = self._counter("image_tokens", "Tokens of pictures in prompts.")

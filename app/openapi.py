@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from app import __version__
+from app.middleware.authentication import OPEN_PATHS
 from app.schemas import (
     LINKS,
     BatchBody,
@@ -33,13 +34,15 @@ Send `X-Request-Id` to find a request again in the log; it is returned with each
 
 ERRORS = {
     400: "The request is malformed; `param` names the field.",
+    401: "An API key is needed, or the one that was sent is not valid (where the server has keys).",
     404: "There is no such model.",
+    408: "The body did not come in time.",
     413: "The body or a picture is too large.",
     415: "The body has another content type than this route takes.",
     422: "A picture cannot be taken: unreadable, too many pixels, an unsupported format, or not to be had at its URL.",
-    429: "Too many requests are waiting. `Retry-After` says when to try again.",
+    429: "Too many requests: of this caller, or in all. `Retry-After` says when to try again.",
     500: "The server failed. The fault is logged under the request's `X-Request-Id`.",
-    503: "The model server is away or starting. `Retry-After` says when to try again.",
+    503: "The model server is away or starting, or there are too many connections. `Retry-After` says how long.",
     504: "The answer was not complete within the time limit.",
 }
 
@@ -174,7 +177,7 @@ GENERATE_OPERATION: dict[str, Any] = {
 }
 
 
-def install_openapi(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
+def install_openapi(app: FastAPI, models: Sequence[type[BaseModel]], *, needs_key: bool) -> None:
     """Makes ``app.openapi`` include ``models``, which no route declares: events, and bodies that are read by hand."""
 
     def document() -> dict[str, Any]:
@@ -185,7 +188,17 @@ def install_openapi(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
                 own = model.model_json_schema(ref_template=REF)
                 components.update(own.pop("$defs", {}))
                 components[model.__name__] = own
+            if needs_key:
+                _add_security(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _add_security(schema: dict[str, Any]) -> None:
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}]
+    for path in OPEN_PATHS & schema["paths"].keys():
+        for operation in schema["paths"][path].values():
+            operation["security"] = []

@@ -72,11 +72,17 @@ class Reply(ABC):
 
 
 async def respond(
-    request: Request, worker: WorkerConnection, submit: Submit, reply: Reply, *, stream: bool, settings: Settings
+    request: Request, worker: WorkerConnection, submit: Submit, reply: Reply, stream: bool, *, settings: Settings
 ) -> Response:
-    """Generates. Raises :class:`ApiError` for a failure before the first delta, which can still have its own status."""
+    """Generates. Raises :class:`ApiError` for a failure before the first delta, which can still have its own status.
+
+    Whoever calls this shall not keep the submit or what it was made of: the body's bytes are given back to the budget
+    when it is gone, which is when the worker has it.
+    """
     request.state.generation_id = submit.request_id
+    request.state.body_share.pass_on(submit)
     generated = generate(worker, submit)
+    del submit
     if stream:
         first = await unless_disconnected(request.receive, anext(generated))
         return EventStream(_events(reply, first, generated), ping_seconds=settings.ping_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -12,6 +13,10 @@ from app.media.url import AllowedDomains
 from protocol.pictures import MAX_PICTURE_PIXELS
 
 MIB = 2**20
+
+
+class UnusableSetting(Exception):
+    """A setting names something that does not serve, in a sentence for whoever starts the gateway."""
 
 
 class Settings(BaseSettings):
@@ -49,23 +54,57 @@ class Settings(BaseSettings):
     media_seconds: float = Field(default=10.0, gt=0, description="A picture must be fetched within this time.")
     media_fetches: int = Field(default=32, ge=1, description="Most pictures fetched at once.")
 
+    api_key_file: Path | None = Field(
+        default=None, description="Callers need one of the keys in this file, a line each: KEY or NAME KEY."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Web origins whose pages may call, with commas between; * is all."
+    )
+    tls_certificate: Path | None = Field(default=None, description="Serve https with this certificate chain (PEM).")
+    tls_key: Path | None = Field(default=None, description="The certificate's private key, if in a file of its own.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="Callers need a certificate signed by one of these (PEM)."
+    )
+
+    max_concurrent_requests: int = Field(default=1024, ge=1, description="Most requests in flight, waiting included.")
+    max_concurrent_per_key: int | None = Field(
+        default=None, ge=1, description="Most requests in flight of one key, or of one address where there are no keys."
+    )
+    requests_per_minute_per_key: int | None = Field(
+        default=None, ge=1, description="Most requests a minute of one key, or of one address."
+    )
+    max_bytes_in_flight: int = Field(default=1024 * MIB, ge=1024, description="Most bytes of bodies held at once.")
+    max_connections: int = Field(default=2048, ge=1, description="Most connections.")
+    head_seconds: float = Field(default=15.0, gt=0, description="A request's head must be here within this time.")
+    body_seconds: float = Field(default=120.0, gt=0, description="A request's body must be here within this time.")
+    write_seconds: float = Field(default=30.0, gt=0, description="A caller that reads nothing so long is cut off.")
+
     deadline_seconds: float = Field(default=300.0, gt=0, description="A request fails when it takes longer.")
     ping_seconds: float = Field(default=15.0, gt=0, description="A quiet event stream gets a comment this often.")
     shutdown_seconds: int = Field(default=30, ge=0, description="Requests in flight may take this long at shutdown.")
 
-    @field_validator("allowed_media_domains", mode="before")
+    @field_validator("allowed_media_domains", "cors_origins", mode="before")
     @classmethod
-    def _are_split(cls, domains: object) -> object:
-        entries = [domains] if isinstance(domains, str) else domains
+    def _are_split(cls, names: object) -> object:
+        entries = [names] if isinstance(names, str) else names
         if not isinstance(entries, (list, tuple)):
             return entries
-        return tuple(name for entry in entries for name in str(entry).replace(",", " ").lower().split())
+        return tuple(name for entry in entries for name in str(entry).replace(",", " ").split())
 
     @field_validator("allowed_media_domains")
     @classmethod
     def _are_domains(cls, domains: tuple[str, ...]) -> tuple[str, ...]:
+        domains = tuple(map(str.lower, domains))
         AllowedDomains(domains)
         return domains
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"\*|https?://[^/\s*]+", origin):
+                raise ValueError("must have the form https://host or https://host:port, without a path, or be *.")
+        return origins
 
     @field_validator("triton_grpc_url")
     @classmethod

@@ -88,6 +88,14 @@ def test_a_gateway_flag(short: str, long: str, default: str, other: str, variabl
     assert told(short, other) == told(long, other) == other
 
 
+@pytest.mark.parametrize("name", ["api_key_file", "cors_origins", "tls_certificate", "tls_key"])
+def test_a_flag_that_the_gateway_checks(name: str) -> None:
+    variable = f"MULTIMODAL_{name.upper()}"
+    for argv, expected in ([], None), ([f"--{name}", "given"], "given"):
+        arguments = parse_deploy(*argv)
+        assert deploy._gateway_environment(arguments, settings_from(arguments)).get(variable) == expected
+
+
 @pytest.mark.parametrize(
     "argv",
     [

@@ -24,7 +24,7 @@ from app.openai.schemas import (
     ChatDelta,
 )
 from app.picture_intake import PictureIntake
-from app.reply import respond
+from app.reply import Reply, respond
 from app.settings import Settings
 from app.worker.connection import WorkerConnection
 from protocol.messages import Submit, TokenDelta
@@ -36,12 +36,15 @@ def router(settings: Settings, worker: WorkerConnection, intake: PictureIntake) 
     @routes.post("/v1/chat/completions/", include_in_schema=False)
     @routes.post("/v1/chat/completions", response_model=ChatCompletion, **CHAT_OPERATION)
     async def chat_completions(request: Request) -> Response:
+        return await respond(request, worker, *await read(request), settings=settings)
+
+    async def read(request: Request) -> tuple[Submit, Reply, bool]:
         asked = await read_json(request, ChatCompletionRequest)
         messages, asked_pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
         model = served_model(worker, asked.model)
         pictures = await unless_disconnected(request.receive, intake.take(asked_pictures))
         submit = new_submit("chatcmpl", model, messages, pictures, asked, settings)
-        return await respond(request, worker, submit, _Reply(submit, asked), stream=asked.stream, settings=settings)
+        return submit, _Reply(submit, asked), asked.stream
 
     return routes
 

@@ -14,10 +14,10 @@ from app.intake import check_length, read_json
 from app.openai.operations import COMPLETIONS_OPERATION
 from app.openai.reply import OpenAIReply
 from app.openai.schemas import CompletionRequest, TextChoice, TextChunkChoice, TextCompletion, TextCompletionChunk
-from app.reply import respond
+from app.reply import Reply, respond
 from app.settings import Settings
 from app.worker.connection import WorkerConnection
-from protocol.messages import TokenDelta
+from protocol.messages import Submit, TokenDelta
 
 
 def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
@@ -26,11 +26,14 @@ def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
     @routes.post("/v1/completions/", include_in_schema=False)
     @routes.post("/v1/completions", response_model=TextCompletion, **COMPLETIONS_OPERATION)
     async def completions(request: Request) -> Response:
+        return await respond(request, worker, *await read(request), settings=settings)
+
+    async def read(request: Request) -> tuple[Submit, Reply, bool]:
         asked = await read_json(request, CompletionRequest)
         check_length(len(asked.prompt), "prompt", settings)
         model = served_model(worker, asked.model)
         submit = new_submit("cmpl", model, (user_message(asked.prompt),), [], asked, settings)
-        return await respond(request, worker, submit, _Reply(submit, asked), stream=asked.stream, settings=settings)
+        return submit, _Reply(submit, asked), asked.stream
 
     return routes
 

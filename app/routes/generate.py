@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import ClassVar
 
 from fastapi import APIRouter, Request
@@ -27,6 +29,10 @@ def router(settings: Settings, worker: WorkerConnection, intake: PictureIntake) 
 
     @routes.post("/v1/multimodal/generate", response_model=Completion | BatchCompletion, **GENERATE_OPERATION)
     async def multimodal_generate(request: Request) -> Response:
+        return await (await read(request))()
+
+    async def read(request: Request) -> Callable[[], Awaitable[Response]]:
+        """The call that answers the request. It holds the pictures: whoever makes the call shall not keep it."""
         call = await read_generate_call(request, settings)
         model = served_model(worker, call.model)
         pictures = await unless_disconnected(request.receive, intake.take_each([ask.pictures for ask in call.asks]))
@@ -44,12 +50,12 @@ def router(settings: Settings, worker: WorkerConnection, intake: PictureIntake) 
                 one if isinstance(one, ApiError) else Prompt(one, _BatchReply(one, i, with_token_ids=with_token_ids))
                 for i, one in enumerate(submits)
             ]
-            return await respond_batch(request, worker, model, prompts, stream=stream, settings=settings)
+            return partial(respond_batch, request, worker, model, prompts, stream, settings=settings)
         [single] = submits
         if isinstance(single, ApiError):
             raise single
         reply = _Reply(single, with_token_ids=with_token_ids)
-        return await respond(request, worker, single, reply, stream=stream, settings=settings)
+        return partial(respond, request, worker, single, reply, stream, settings=settings)
 
     return routes
 

@@ -31,11 +31,11 @@ def router(worker: WorkerConnection) -> APIRouter:
             raise ApiError.from_worker(NOT_CONNECTED if worker.status is None else STARTING)
         return Health(status="ready")
 
-    @routes.get("/v1/models", tags=["models"], summary="The served model", responses=error_responses(503))
+    @routes.get("/v1/models", tags=["models"], summary="The served model", responses=error_responses(401, 503))
     async def models() -> ModelList:
         return ModelList(data=[served()])
 
-    @routes.get("/v1/models/{model}", tags=["models"], summary="One model", responses=error_responses(404, 503))
+    @routes.get("/v1/models/{model}", tags=["models"], summary="One model", responses=error_responses(401, 404, 503))
     async def one_model(model: str) -> Model:
         served_model(worker, model)
         return served()

@@ -62,14 +62,13 @@ class WorkerConnection:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
 
-    async def generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
+    def generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         """The deltas of one request, its one ``EndDelta`` last. Closed before that, it cancels the request.
 
-        Failures, an absent worker among them, are told by that end and never raised.
+        Failures, an absent worker among them, are told by that end and never raised. The submit is kept until the
+        worker has it, and no longer.
         """
-        async with aclosing(self._metrics.measured(self._generate(submit))) as deltas:
-            async for delta in deltas:
-                yield delta
+        return self._metrics.measured(self._generate(submit))
 
     async def _generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         session = self._session
@@ -78,7 +77,9 @@ class WorkerConnection:
         elif not session.status.ready:
             yield failed(submit.request_id, STARTING)
         else:
-            async with aclosing(session.generate(submit)) as deltas:
+            all_deltas = session.generate(submit)
+            del submit
+            async with aclosing(all_deltas) as deltas:
                 async for delta in deltas:
                     yield delta
 

@@ -72,9 +72,11 @@ class Session:
 
     async def generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         """The deltas of one request, exactly one end. Closed before that, it cancels the request."""
-        inbox = self._inboxes[submit.request_id] = Inbox()
+        request_id = submit.request_id
+        inbox = self._inboxes[request_id] = Inbox()
         overdue = self._schedule_deadline(submit, inbox)
         self._sender.submit(submit)
+        del submit  # the sender's alone from here, until the worker has it
         try:
             while True:
                 for delta in await inbox.take():
@@ -84,8 +86,8 @@ class Session:
         finally:
             if overdue is not None:
                 overdue.cancel()
-            if self._inboxes.pop(submit.request_id, None) is not None:
-                self._sender.cancel(submit.request_id)
+            if self._inboxes.pop(request_id, None) is not None:
+                self._sender.cancel(request_id)
 
     def cancel_all(self, reason: RequestError) -> None:
         """Ends every request, here and at the worker."""

@@ -124,7 +124,9 @@ def test_ports_are_the_defaults(services: dict[str, Any]) -> None:
     flags = worker_flags()
     assert services["gateway"]["environment"]["MULTIMODAL_TRITON_GRPC_URL"] == f"worker:{flags['triton_grpc_port']}"
     assert f":{flags['triton_port']}/v2/health/ready" in services["worker-gpu"]["healthcheck"]["test"][-1]
-    assert ":8080/health/ready" in services["gateway"]["healthcheck"]["test"][-1]
+    probe = services["gateway"]["healthcheck"]["test"][-1]
+    assert ":8080/health/ready" in probe
+    compile(probe, "healthcheck", "exec")
 
 
 def test_profiles_have_a_gateway_and_one_worker(services: dict[str, Any]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from protocol.messages import EngineCounters, SamplingParameters
+from triton_worker.engine.grammar import GrammarCompiler
 from triton_worker.engine.kv_cache import BLOCK_TOKENS, BlockPool, KVCache, blocks_for
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import EngineStatus, Generate, StepOutput
 from triton_worker.engine.runner import ModelRunner
+from triton_worker.engine.sampler import NO_TOKEN, SampledToken
 from triton_worker.engine.scheduler import Chunk, Scheduler
 from triton_worker.models.interface import MultimodalModel
 
@@ -21,8 +25,15 @@ class EngineError(Exception):
 class Engine:
     """All requests in flight of one model."""
 
-    def __init__(self, model: MultimodalModel, image_token_id: int, trained_length: int, limits: EngineLimits) -> None:
-        """``trained_length`` is the context length of the checkpoint.
+    def __init__(
+        self,
+        model: MultimodalModel,
+        image_token_id: int,
+        trained_length: int,
+        limits: EngineLimits,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
+        """``trained_length`` is the context length of the checkpoint, ``grammars`` compiles for its tokenizer.
 
         Raises:
             EngineError: the KV cache does not fit a single full context.
@@ -31,7 +42,10 @@ class Engine:
         total_blocks = _count_blocks(model, self.context_length, limits)
         self._pool = BlockPool(total_blocks)
         self._scheduler = Scheduler(self._pool, limits.max_sequences, limits.max_prefill_tokens)
-        self._runner = ModelRunner(model, image_token_id, total_blocks)
+        self._runner = ModelRunner(
+            model, image_token_id, total_blocks, None if grammars is None else grammars.vocabulary_size
+        )
+        self._grammars = grammars
         self._picture_unit = model.picture_unit
         self._image_token_id = image_token_id
 
@@ -52,8 +66,17 @@ class Engine:
         )
 
     def add(self, request: Generate) -> None:
-        """Queue a request that fits the context."""
-        self._scheduler.add(self._runner.new_sequence(request))
+        """Queue a request that fits the context.
+
+        Raises:
+            GrammarError: its grammar does not compile.
+        """
+        sequence = self._runner.new_sequence(request)
+        if request.sampling.grammar is not None:
+            if self._grammars is None:
+                raise EngineError("This engine was built without a tokenizer, and so without grammars.")
+            sequence.grammar = self._grammars.matcher(request.sampling.grammar)
+        self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> bool:
         """Drop a request; whether it was there."""
@@ -71,7 +94,19 @@ class Engine:
             if not failed:
                 raise
             return StepOutput(failed=failed, status=self.status)
-        return StepOutput(tuple(self._scheduler.complete(chunks, sampled)), status=self.status)
+        return self._complete(chunks, sampled)
+
+    def _complete(self, chunks: list[Chunk], sampled: list[SampledToken]) -> StepOutput:
+        """Take a step's tokens; a sequence whose grammar lets none through is dropped."""
+        ending = [chunk.sequence.request_id for chunk in chunks if chunk.reaches_end]
+        stuck = [name for name, token in zip(ending, sampled, strict=True) if token.token_id == NO_TOKEN]
+        for request_id in stuck:
+            self._scheduler.abort(request_id)
+        kept = [chunk for chunk in chunks if chunk.sequence.request_id not in stuck]
+        drawn = [token for token in sampled if token.token_id != NO_TOKEN]
+        tokens = self._scheduler.complete(kept, [token.token_id for token in drawn])
+        told = (replace(new, logprobs=token.logprobs) for new, token in zip(tokens, drawn, strict=True))
+        return StepOutput(tuple(told), failed=tuple(stuck), status=self.status)
 
     def _drop_prompts(self, chunks: list[Chunk]) -> tuple[str, ...]:
         """Drop the step's prompts, whose size is what memory ran out of; the other requests go on."""

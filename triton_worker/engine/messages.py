@@ -39,12 +39,23 @@ class Shutdown:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of the model's own probabilities at one place of an answer."""
+
+    chosen: float
+    likeliest: tuple[tuple[int, float], ...]
+    """Token ids with theirs, likeliest first: as many as were asked for."""
+
+
+@dataclass(frozen=True)
 class NewToken:
     """One token of one request."""
 
     request_id: str
     token_id: int
     finish_reason: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
+    """Where the request asks for them."""
 
 
 @dataclass(frozen=True)

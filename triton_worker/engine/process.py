@@ -19,6 +19,7 @@ import torch
 from protocol.messages import HEARTBEAT_SECONDS
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
 from triton_worker.engine.engine import Engine, EngineError
+from triton_worker.engine.grammar import GrammarCompiler
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import (
     Abort,
@@ -33,6 +34,7 @@ from triton_worker.engine.messages import (
     ToEngine,
 )
 from triton_worker.models.registry import UnknownModelFamily, load_model
+from triton_worker.processing.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +140,9 @@ def _build(connection: Connection, settings: EngineSettings) -> Engine:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
     dtype: torch.dtype = getattr(torch, settings.dtype)
     model = load_model(checkpoint, dtype, torch.device(settings.device), report)
-    engine = Engine(model, settings.image_token_id, checkpoint.seq_length, settings.limits)
+    tokenizer = Tokenizer(checkpoint.tokenizer_directory)
+    grammars = GrammarCompiler(tokenizer.to_json(), tokenizer.size, tokenizer.end_token_ids, torch.get_num_threads())
+    engine = Engine(model, settings.image_token_id, checkpoint.seq_length, settings.limits, grammars)
     engine.warm_up()
     return engine
 

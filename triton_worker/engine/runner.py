@@ -10,7 +10,7 @@ from torch import Tensor
 from triton_worker.engine.attention import PlainAttention
 from triton_worker.engine.kv_cache import KVCache
 from triton_worker.engine.messages import Generate
-from triton_worker.engine.sampler import SamplingBatch, sample
+from triton_worker.engine.sampler import SampledToken, SamplingBatch, sample
 from triton_worker.engine.scheduler import Chunk
 from triton_worker.engine.sequence import Sequence
 from triton_worker.models.interface import MultimodalModel
@@ -19,9 +19,13 @@ from triton_worker.models.interface import MultimodalModel
 class ModelRunner:
     """Embeds tokens and pictures, runs the decoder over the KV cache and samples."""
 
-    def __init__(self, model: MultimodalModel, image_token_id: int, total_blocks: int) -> None:
+    def __init__(
+        self, model: MultimodalModel, image_token_id: int, total_blocks: int, vocabulary_size: int | None = None
+    ) -> None:
+        """``vocabulary_size``: the tokenizer's; rows of the logits beyond it are padding."""
         self._model = model
         self._image_token_id = image_token_id
+        self._vocabulary_size = vocabulary_size
         self._cache = KVCache(
             total_blocks, model.num_layers, model.num_kv_heads, model.head_dim, model.dtype, model.device
         )
@@ -34,7 +38,7 @@ class ModelRunner:
         return Sequence(request, positions, next_position)
 
     @torch.inference_mode()
-    def run(self, chunks: list[Chunk]) -> list[int]:
+    def run(self, chunks: list[Chunk]) -> list[SampledToken]:
         """The token sampled after each chunk, in order. Every chunk must reach the end of its sequence."""
         device = self._model.device
         token_ids = torch.tensor([i for c in chunks for i in c.sequence.token_ids(c.start, c.stop)], device=device)
@@ -42,10 +46,10 @@ class ModelRunner:
         embeddings = self._embed(chunks, token_ids)
         hidden = self._model.forward(embeddings, positions, PlainAttention(chunks, self._cache))
         last = torch.tensor([c.stop - c.start for c in chunks], device=device).cumsum(0) - 1
-        logits = self._model.logits(hidden[last])
-        batch = SamplingBatch.of([c.sequence for c in chunks], device)
-        sampled: list[int] = sample(logits, batch).tolist()
-        return sampled
+        logits = self._model.logits(hidden[last])[:, : self._vocabulary_size]
+        # While a GPU computes the logits, the CPU computes grammars' masks.
+        batch = SamplingBatch.of([c.sequence for c in chunks], logits.shape[-1], device)
+        return sample(logits, batch).to_host()
 
     def _embed(self, chunks: list[Chunk], token_ids: Tensor) -> Tensor:
         """Token embeddings ``[tokens, hidden_size]`` with picture embeddings in the places of the image tokens."""

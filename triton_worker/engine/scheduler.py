@@ -78,6 +78,8 @@ class Scheduler:
             sequence = chunk.sequence
             sequence.cached_tokens = chunk.stop
             sequence.output_token_ids.append(token_id)
+            if sequence.grammar is not None:
+                sequence.grammar.advance(token_id)
             reason = self._finish_reason(sequence, token_id)
             if reason is not None:
                 self._running.remove(sequence)
@@ -124,7 +126,8 @@ class Scheduler:
 
     @staticmethod
     def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
-        if token_id in sequence.request.stop_token_ids:
+        complete = sequence.grammar is not None and sequence.grammar.finished
+        if complete or token_id in sequence.request.stop_token_ids:
             return FinishReason.STOP
         if len(sequence.output_token_ids) >= sequence.request.max_tokens:
             return FinishReason.LENGTH

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from triton_worker.engine.adjustments import Adjustments
+from triton_worker.engine.grammar import GrammarMatcher
 from triton_worker.engine.kv_cache import BLOCK_TOKENS
 from triton_worker.engine.messages import Generate
 
@@ -20,10 +22,14 @@ class Sequence:
     """int64 ``[3, prompt tokens]``: temporal, height and width position of each prompt token."""
     next_position: int
     """Position, in all three rows, of the first generated token."""
+    grammar: GrammarMatcher | None = None
+    """Follows the output; only of requests that ask for one."""
     output_token_ids: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     """Tokens, from the start, whose keys and values are in the blocks."""
+    adjustments: Adjustments | None = None
+    """The sampler's, from the first token that needs them."""
 
     @property
     def request_id(self) -> str:

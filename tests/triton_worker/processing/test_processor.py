@@ -14,7 +14,8 @@ from protocol.messages import ChatMessage, PicturePart, Submit, TextPart
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
 from triton_worker.processing.chat_template import ChatTemplate, TemplateError
 from triton_worker.processing.pictures import PictureLimits, ResizeBounds
-from triton_worker.processing.processor import Processor, RequestRefused
+from triton_worker.processing.processor import Processor
+from triton_worker.processing.refusal import RequestRefused
 from triton_worker.processing.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
