@@ -13,6 +13,7 @@ from app.body_budget import BodyBudget
 from app.errors import add_exception_handlers
 from app.keys import KeyFile
 from app.limits import Limits
+from app.media.fetcher import MediaFetcher, Network
 from app.metrics import Metrics
 from app.middleware.access import Access
 from app.middleware.admission import Admission
@@ -25,18 +26,19 @@ from app.middleware.request_id import RequestId
 from app.openai import chat, completions
 from app.openai.operations import OPENAI_MODELS
 from app.openapi import install_openapi
+from app.picture_intake import PictureIntake
 from app.routes import docs, generate, health, playground
 from app.routes import metrics as metrics_routes
-from app.schemas import CompletionChunk, GenerateBody
+from app.schemas import BatchBody, BatchChunk, BatchErrorEvent, CompletionChunk, GenerateBody
 from app.settings import Settings
 from app.tracing import Traced, Tracing
 from app.worker.pool import WorkerPool
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, network: Network | None = None) -> FastAPI:
     """Nothing runs before the application is started. ``state.worker`` is its :class:`WorkerPool`.
 
-    Raises :class:`UnusableSetting`.
+    Pictures are fetched from the public internet, or from ``network``. Raises :class:`UnusableSetting`.
     """
     tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
     metrics = Metrics(lambda: worker.statuses)
@@ -47,6 +49,10 @@ def create_app(settings: Settings) -> FastAPI:
         connect_seconds=settings.worker_connect_seconds,
         call_seconds=settings.worker_call_seconds,
     )
+    fetcher = None
+    if settings.allowed_media_domains:
+        fetcher = MediaFetcher(settings, metrics, network or Network.public(settings.media_fetches))
+    intake = PictureIntake(settings, fetcher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -59,15 +65,15 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Multimodal gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.worker = worker
     app.state.metrics = metrics
-    app.include_router(generate.router(settings, worker))
-    app.include_router(chat.router(settings, worker))
+    app.include_router(generate.router(settings, worker, intake))
+    app.include_router(chat.router(settings, worker, intake))
     app.include_router(completions.router(settings, worker))
     app.include_router(health.router(worker))
     app.include_router(playground.router())
     app.include_router(docs.router())
     app.include_router(metrics_routes.router(metrics))
     add_exception_handlers(app)
-    models = (GenerateBody, CompletionChunk, *OPENAI_MODELS)
+    models = (GenerateBody, BatchBody, CompletionChunk, BatchChunk, BatchErrorEvent, *OPENAI_MODELS)
     install_openapi(app, models, needs_key=settings.api_key_file is not None)
     _add_middleware(app, settings, metrics, tracing)
     return app

@@ -19,6 +19,7 @@ from app import tracing
 from app.application import create_app
 from app.connection import Config, Patience
 from app.log import configure_logging
+from app.media.fetcher import Network
 from app.settings import Settings, UnusableSetting
 from app.supervisor import Supervisor
 from app.tls import tls_options
@@ -65,9 +66,11 @@ def serve(settings: Settings, listener: socket.socket, serves: Connection | None
         _die("the gateway could not start.")
 
 
-def build_server(settings: Settings, serves: Connection | None = None) -> uvicorn.Server:
+def build_server(
+    settings: Settings, serves: Connection | None = None, network: Network | None = None
+) -> uvicorn.Server:
     """Raises :class:`UnusableSetting`."""
-    app = create_app(settings)
+    app = create_app(settings, network)
     patience = Patience(
         max_connections=settings.max_connections,
         head_seconds=settings.head_seconds,

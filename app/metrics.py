@@ -64,6 +64,12 @@ class Metrics:
             ["method", "route", "status"],
             registry=self.registry,
         )
+        self.media_fetch_seconds = self._histogram(
+            "media_fetch_seconds", "Time that pictures took to be fetched by URL, or to fail.", _REQUEST_BUCKETS
+        )
+        self.media_fetch_failures = self._counter(
+            "media_fetch_failure", "Pictures that could not be fetched by URL, by the reason.", "reason"
+        )
         self.key_requests = self._counter("key_requests", "HTTP requests with an API key.", "key_name", "status")
         self.connections_cut = self._counter("connections_cut", "Connections that held a place for nothing.", "reason")
         self.body_bytes = Gauge(

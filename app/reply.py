@@ -45,7 +45,7 @@ class Reply(ABC):
     def counts(self, usage: Usage) -> BaseModel:
         """The usage."""
 
-    def whole(self, answer: Answer) -> str:
+    def completed(self, answer: Answer) -> BaseModel:
         """The answer in one piece."""
         choices = [
             self.choice(index, choice, self._token_ids(choice.token_ids))
@@ -53,8 +53,7 @@ class Reply(ABC):
         ]
         prompt_token_ids = self._token_ids(answer.prompt_token_ids)
         usage = self.counts(answer.usage)
-        completion = self.completion(**self.head, choices=choices, usage=usage, prompt_token_ids=prompt_token_ids)
-        return completion.model_dump_json()
+        return self.completion(**self.head, choices=choices, usage=usage, prompt_token_ids=prompt_token_ids)
 
     def event(self, item: TokenDelta | Usage) -> str | None:
         """One event of a stream; ``None`` where this caller gets none."""
@@ -88,7 +87,7 @@ async def respond(
         first = await unless_disconnected(request.receive, anext(generated))
         return EventStream(_events(reply, first, generated), ping_seconds=settings.ping_seconds)
     answer = await unless_disconnected(request.receive, collect(generated))
-    return Response(reply.whole(answer), media_type="application/json")
+    return Response(reply.completed(answer).model_dump_json(), media_type="application/json")
 
 
 async def _events(reply: Reply, first: TokenDelta | Usage, rest: Generated) -> AsyncGenerator[bytes, None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from protocol.messages import FinishReason, SamplingParameters, Usage
+from protocol.pictures import FORMATS_IN_WORDS
 
 
 def _without_null_defaults(schema: dict[str, Any]) -> None:
@@ -82,12 +83,37 @@ class GenerationParameters(BaseModel):
         )
 
 
-class EncodedPicture(BaseModel):
-    """A PNG, JPEG, WEBP, GIF or BMP file."""
+LINKS = "Where this server is set up to fetch pictures (`--allowed_media_domains`), an http or https URL too."
+Prompt = Annotated[str, Field(min_length=1, description="The user's text.", examples=["What is in this image?"])]
 
-    model_config = ASKED
 
-    data: str = Field(description="The file's bytes in base64.", json_schema_extra={"contentEncoding": "base64"})
+def _one_of_its_fields(schema: dict[str, Any]) -> None:
+    _without_null(schema)
+    schema["oneOf"] = [{"required": [name]} for name in schema["properties"]]
+
+
+class PictureSource(BaseModel):
+    """A picture file: itself, or where it is."""
+
+    model_config = ASKED | ConfigDict(json_schema_extra=_one_of_its_fields)
+
+    data: str | None = Field(
+        default=None,
+        description=f"The bytes of a {FORMATS_IN_WORDS} file in base64.",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
+    url: str | None = Field(default=None, description=f"The file as a data URL. {LINKS}")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> PictureSource:
+        if (self.data is None) == (self.url is None):
+            raise ValueError('must have either "data" or "url".')
+        return self
+
+
+Parameters = Annotated[GenerationParameters, Field(description="Sampling parameters.")]
+AskedModel = Annotated[str | None, Field(description="If given, it must be the served model's name (see /v1/models).")]
+AskedStream = Annotated[bool | None, Field(description='The same as "stream" in "params".')]
 
 
 class GenerateBody(BaseModel):
@@ -95,13 +121,25 @@ class GenerateBody(BaseModel):
 
     model_config = ASKED
 
-    prompt: str = Field(min_length=1, description="The user's text.", examples=["What is in this image?"])
-    images: list[EncodedPicture] = Field(default=[], description="The pictures, in prompt order.")
-    params: GenerationParameters = Field(default=GenerationParameters(), description="Sampling parameters.")
-    model: str | None = Field(
-        default=None, description="If given, it must be the served model's name (see /v1/models)."
+    prompt: Prompt
+    images: list[PictureSource] = Field(default=[], description="The pictures, in prompt order.")
+    params: Parameters = GenerationParameters()
+    model: AskedModel = None
+    stream: AskedStream = None
+
+
+class BatchBody(BaseModel):
+    """Several prompts in one request. Each is answered as if it had been asked alone, with the same parameters."""
+
+    model_config = ASKED
+
+    prompts: list[Prompt] = Field(min_length=1, description="The texts, one for each answer.")
+    images: list[list[PictureSource]] = Field(
+        default=[], description="The pictures of each prompt: as many lists as prompts, or none at all."
     )
-    stream: bool | None = Field(default=None, description='The same as "stream" in "params".')
+    params: Parameters = GenerationParameters()
+    model: AskedModel = None
+    stream: AskedStream = None
 
 
 def is_none(value: object) -> bool:
@@ -174,6 +212,12 @@ class CompletionChunk(AnswerHead):
     prompt_token_ids: TokenIds = None
 
 
+class BatchChunk(CompletionChunk):
+    """One event of a batch's stream. The last one of each prompt has no choices and carries its usage."""
+
+    prompt_index: int = Field(description="The prompt that it belongs to.")
+
+
 class ErrorBody(BaseModel):
     message: str = Field(description="A sentence for the person who meets it.")
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
@@ -183,6 +227,20 @@ class ErrorBody(BaseModel):
 
 class ErrorAnswer(BaseModel):
     error: ErrorBody
+
+
+class BatchCompletion(AnswerHead):
+    """The answers to several prompts."""
+
+    object: Literal["text_completion.batch"] = "text_completion.batch"
+    answers: list[Completion | ErrorAnswer] = Field(description="In the order of the prompts.")
+    usage: UsageCounts = Field(description="Of all answers together.")
+
+
+class BatchErrorEvent(ErrorAnswer):
+    """An event of a batch's stream: one prompt failed, and the others go on."""
+
+    prompt_index: int
 
 
 class Model(BaseModel):

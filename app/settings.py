@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.media.url import AllowedDomains
+from protocol.pictures import MAX_PICTURE_PIXELS
 
 MIB = 2**20
 
@@ -39,8 +42,20 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=64 * MIB, ge=1024, description="Largest request body.")
     max_pictures: int = Field(default=16, ge=0, description="Most pictures in one request.")
     max_picture_bytes: int = Field(default=20 * MIB, ge=1, description="Largest picture, encoded.")
-    max_picture_pixels: int = Field(default=50_000_000, ge=1, description="Most pixels in one picture.")
+    max_picture_pixels: int = Field(
+        default=MAX_PICTURE_PIXELS, ge=1, le=MAX_PICTURE_PIXELS, description="Most pixels in one picture."
+    )
     max_prompt_characters: int = Field(default=1_000_000, ge=1, description="Longest prompt.")
+
+    max_prompts: int = Field(default=32, ge=1, description="Most prompts in one batch.")
+
+    allowed_media_domains: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts that pictures are fetched from, with commas between them: example.com, *.example.com (below "
+        "it), example.com:8443 (else 80 and 443), or * for all public ones. None: picture URLs are off.",
+    )
+    media_seconds: float = Field(default=10.0, gt=0, description="A picture must be fetched within this time.")
+    media_fetches: int = Field(default=32, ge=1, description="Most pictures fetched at once.")
 
     api_key_file: Path | None = Field(
         default=None, description="Callers need one of the keys in this file, a line each: KEY or NAME KEY."
@@ -78,10 +93,20 @@ class Settings(BaseSettings):
         default="", description="Send traces to this OTLP/gRPC collector, as http://host:4317. Off while empty."
     )
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("allowed_media_domains", "cors_origins", mode="before")
     @classmethod
-    def _split_origins(cls, value: Any) -> Any:
-        return tuple(filter(None, value.replace(",", " ").split())) if isinstance(value, str) else value
+    def _are_split(cls, names: object) -> object:
+        entries = [names] if isinstance(names, str) else names
+        if not isinstance(entries, (list, tuple)):
+            return entries
+        return tuple(name for entry in entries for name in str(entry).replace(",", " ").split())
+
+    @field_validator("allowed_media_domains")
+    @classmethod
+    def _are_domains(cls, domains: tuple[str, ...]) -> tuple[str, ...]:
+        domains = tuple(map(str.lower, domains))
+        AllowedDomains(domains)
+        return domains
 
     @field_validator("cors_origins")
     @classmethod

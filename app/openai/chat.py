@@ -7,6 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.disconnect import unless_disconnected
 from app.generation import ChoiceText, new_submit, served_model
 from app.intake import read_json
 from app.openai.messages import read_conversation
@@ -22,13 +23,14 @@ from app.openai.schemas import (
     ChatCompletionRequest,
     ChatDelta,
 )
+from app.picture_intake import PictureIntake
 from app.reply import Reply, respond
 from app.settings import Settings
 from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta
 
 
-def router(settings: Settings, worker: WorkerPool) -> APIRouter:
+def router(settings: Settings, worker: WorkerPool, intake: PictureIntake) -> APIRouter:
     routes = APIRouter(tags=["openai"])
 
     @routes.post("/v1/chat/completions/", include_in_schema=False)
@@ -38,8 +40,9 @@ def router(settings: Settings, worker: WorkerPool) -> APIRouter:
 
     async def read(request: Request) -> tuple[Submit, Reply, bool]:
         asked = await read_json(request, ChatCompletionRequest)
-        messages, pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
+        messages, asked_pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
         model = served_model(worker, asked.model)
+        pictures = await unless_disconnected(request.receive, intake.take(asked_pictures))
         submit = new_submit(request, "chatcmpl", model, messages, pictures, asked, settings)
         return submit, _Reply(submit, asked), asked.stream
 

@@ -22,6 +22,7 @@ import pytest_asyncio
 from PIL import Image
 
 from app.cli import build_server
+from app.media.fetcher import Network
 from app.settings import Settings
 from tests.app.scripted_worker import ScriptedWorker
 
@@ -61,10 +62,10 @@ def worker_settings(worker: ScriptedWorker, **settings: Any) -> Settings:
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+async def serving(settings: Settings, network: Network | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = build_server(settings)
+    server = build_server(settings, network=network)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
         running = asyncio.create_task(server.serve([listener]))
         try:
@@ -76,11 +77,13 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[httpx.AsyncClient, 
 
 
 @asynccontextmanager
-async def gateway_with(worker: ScriptedWorker | None = None, **settings: Any) -> AsyncIterator[Gateway]:
+async def gateway_with(
+    worker: ScriptedWorker | None = None, network: Network | None = None, **settings: Any
+) -> AsyncIterator[Gateway]:
     worker = worker or ScriptedWorker()
     await worker.start()
     try:
-        async with serving(worker_settings(worker, **settings)) as (client, port):
+        async with serving(worker_settings(worker, **settings), network) as (client, port):
             await ready(client)
             yield Gateway(worker, client, port)
     finally:

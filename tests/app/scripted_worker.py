@@ -232,7 +232,7 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     async def _run(self, submit: Submit, send: Send) -> None:
         words = prompt_of(submit).split()
         try:
-            await SCRIPTS.get(words[0], echo)(submit, words, send)
+            await SCRIPTS.get(words[0] if words else "", echo)(submit, words, send)
         except asyncio.CancelledError:
             send(EndDelta(request_id=submit.request_id, outcome=Outcome.CANCELLED))
         finally:

@@ -27,6 +27,22 @@ def test_environment_and_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--allowed_media_domains", "a.example,*.B.example:8443"],
+        ["--allowed-media-domains=a.example, *.b.example:8443"],
+        ["--allowed_media_domains", "a.example", "--allowed_media_domains", "*.b.example:8443"],
+        [],
+    ],
+)
+def test_media_domains(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings(_env_file=None).allowed_media_domains == ()
+    if not arguments:
+        monkeypatch.setenv("MULTIMODAL_ALLOWED_MEDIA_DOMAINS", "a.example *.b.example:8443")
+    assert cli._settings(arguments).allowed_media_domains == ("a.example", "*.b.example:8443")
+
+
 @pytest.mark.parametrize("url", ["http://localhost:8001", "localhost", ":1", "a b:1", "a:1,", "a:1,b", "a:1, a:1", ""])
 def test_triton_url_is_host_and_port(url: str) -> None:
     with pytest.raises(ValidationError):
@@ -46,6 +62,8 @@ def test_several_triton_urls() -> None:
         (["--log_level", "loud"], "log_level"),
         (["--workers", "0"], "MULTIMODAL_WORKERS"),
         (["--nonsense", "1"], "--nonsense"),
+        (["--allowed_media_domains", "https://example.com"], "allowed_media_domains"),
+        (["--max_picture_pixels", "50000001"], "max_picture_pixels"),
     ],
 )
 def test_bad_settings_are_one_line(arguments: list[str], names: str) -> None:
