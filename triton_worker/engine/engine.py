@@ -46,6 +46,7 @@ class Engine:
             model, image_token_id, total_blocks, None if grammars is None else grammars.vocabulary_size
         )
         self._grammars = grammars
+        self._ranks = model.ranks
         self._picture_unit = model.picture_unit
         self._image_token_id = image_token_id
 
@@ -90,8 +91,8 @@ class Engine:
         try:
             sampled = self._runner.run(chunks)
         except torch.OutOfMemoryError:
-            failed = self._drop_prompts(chunks)
-            if not failed:
+            failed = () if self._ranks.count > 1 else self._drop_prompts(chunks)
+            if not failed:  # other ranks may have had the room: to go on without them would be to part from them
                 raise
             return StepOutput(failed=failed, status=self.status)
         return self._complete(chunks, sampled)
@@ -141,7 +142,8 @@ def _count_blocks(model: MultimodalModel, context_length: int, limits: EngineLim
         free_bytes = int(torch.cuda.mem_get_info(model.device)[0] * limits.gpu_memory_fraction)
     else:
         free_bytes = limits.cpu_kv_cache_bytes
-    total = min(free_bytes // block_bytes, limits.max_sequences * blocks_for(context_length))
+    room = model.ranks.smallest(free_bytes // block_bytes)
+    total = min(room, limits.max_sequences * blocks_for(context_length))
     if total < blocks_for(context_length):
         raise EngineError(
             f"The KV cache has room for {total * BLOCK_TOKENS} tokens, but one request may have {context_length}: "

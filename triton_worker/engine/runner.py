@@ -25,7 +25,7 @@ class ModelRunner:
         """``vocabulary_size``: the tokenizer's; rows of the logits beyond it are padding."""
         self._model = model
         self._image_token_id = image_token_id
-        self._vocabulary_size = vocabulary_size
+        self._vocabulary_size = min(model.vocab_size, vocabulary_size or model.vocab_size)
         self._cache = KVCache(
             total_blocks, model.num_layers, model.num_kv_heads, model.head_dim, model.dtype, model.device
         )
@@ -46,10 +46,12 @@ class ModelRunner:
         embeddings = self._embed(chunks, token_ids)
         hidden = self._model.forward(embeddings, positions, PlainAttention(chunks, self._cache))
         last = torch.tensor([c.stop - c.start for c in chunks], device=device).cumsum(0) - 1
-        logits = self._model.logits(hidden[last])[:, : self._vocabulary_size]
-        # While a GPU computes the logits, the CPU computes grammars' masks.
-        batch = SamplingBatch.of([c.sequence for c in chunks], logits.shape[-1], device)
-        return sample(logits, batch).to_host()
+        ranks = self._model.ranks
+        if ranks.is_last_stage:
+            logits = self._model.logits(hidden[last])[:, : self._vocabulary_size]
+        # While a GPU computes the logits, the CPU computes grammars' masks; on every rank, for masks may end a grammar.
+        batch = SamplingBatch.of([c.sequence for c in chunks], self._vocabulary_size, device)
+        return ranks.from_sampler(sample(logits, batch).to_host() if ranks.samples else [])
 
     def _embed(self, chunks: list[Chunk], token_ids: Tensor) -> Tensor:
         """Token embeddings ``[tokens, hidden_size]`` with picture embeddings in the places of the image tokens."""

@@ -21,7 +21,8 @@ from protocol import wire
 from protocol.messages import Control
 from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from triton_worker.engine.messages import EngineFailed, EngineReady, FromEngine, LoadProgress
-from triton_worker.engine.process import EngineProcess, EngineSettings
+from triton_worker.engine.process import EngineProcess
+from triton_worker.engine.rank import EngineSettings
 from triton_worker.models.registry import UnknownModelFamily, picture_unit
 from triton_worker.processing.pictures import PictureLimits, ResizeBounds
 from triton_worker.processing.processor import Processor
