@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import queue
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from triton_worker.engine.messages import FromEngine, LoadProgress, Shutdown, ToEngine
 from triton_worker.engine.rank import EngineSettings, RankPlace, run_rank
+
+logger = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 5.0
 
@@ -81,6 +84,7 @@ class EngineProcess:
         )
         process.start()
         child_end.close()
+        logger.info("Rank %d of the engine is process %d.", place.rank, process.pid)
         self._processes.append(process)
         self._connections.append(connection)
 

@@ -37,6 +37,7 @@ from triton_worker.engine.messages import (
 )
 from triton_worker.models.registry import UnknownModelFamily, load_model
 from triton_worker.parallel import EXCHANGE_SECONDS, Layout, ParallelismError, Ranks, RanksLost, connect
+from triton_worker.parallel.torchrun import Torchrun
 from triton_worker.processing.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,11 @@ class RankPlace:
     local_count: int = 1
     meeting_file: str | None = None
     """See :func:`triton_worker.parallel.connect`."""
+
+    @classmethod
+    def under(cls, torchrun: Torchrun) -> RankPlace:
+        """The place that torchrun gave this process."""
+        return cls(torchrun.rank, torchrun.local_rank, torchrun.local_count)
 
 
 def run_rank(settings: EngineSettings, place: RankPlace, say: Say, inbox: Connection | None) -> bool:

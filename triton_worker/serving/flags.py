@@ -69,7 +69,7 @@ def _add_export_deploy_flags(flags: Flags) -> None:
         "--tensor_parallelism_size",
         type=positive,
         default=1,
-        help="GPUs that share each layer; 1 for now.",
+        help="Ranks, a GPU each, that share every layer.",
     )
     add_flag(
         flags,
@@ -78,7 +78,7 @@ def _add_export_deploy_flags(flags: Flags) -> None:
         "--pipeline_parallelism_size",
         type=positive,
         default=1,
-        help="Stages, a GPU each, that the layers are split into; 1 for now.",
+        help="Stages, of as many GPUs each, that the layers are split into.",
     )
     add_flag(
         flags,

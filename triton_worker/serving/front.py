@@ -55,6 +55,7 @@ MAX_PICTURE_BYTES = 2 * 2**30
 """Pictures of all requests in the worker together; one request alone is always let in."""
 
 _LOST = RequestError(ErrorCode.UNAVAILABLE, "The model went away while this request ran. Please try again.")
+_RESTARTING = RequestError(ErrorCode.UNAVAILABLE, "The model is being started again. Please try again shortly.")
 _NOT_COMPUTED = RequestError(ErrorCode.INTERNAL, "The request could not be computed; the worker's log says why.")
 _STARTING = RequestError(ErrorCode.UNAVAILABLE, "The model is still being loaded. Please try again later.")
 _STOPPING = RequestError(ErrorCode.UNAVAILABLE, "The model is shutting down. Please try again.")
@@ -273,8 +274,10 @@ class Front:
                         place.generation.fail(_NOT_COMPUTED)
             case EngineReady(context_length):
                 self._context_length = context_length
-                self._refusal = None
+                if self._refusal is not _STOPPING:
+                    self._refusal = None
                 self._started.set()
+                self._tell_status()
             case EngineFailed() | LoadProgress():
                 pass  # the worker process deals with these
 
@@ -290,8 +293,12 @@ class Front:
             place.generation.fail(_NOT_COMPUTED)
 
     def on_engine_exit(self) -> None:
-        """The engine is gone: end every request and take no more."""
+        """The engine is gone: end every request, and take no more until another is ready."""
+        self._engine_status = EngineStatus()
+        refusal = self._refusal if self._refusal is _STOPPING else _RESTARTING
         self._end_all(_LOST)
+        self._refusal = refusal
+        self._tell_status()
 
     def drain(self) -> None:
         """Take no more requests; those in flight go on."""
@@ -318,6 +325,10 @@ class Front:
         self._started.set()
         for place in list(self._places.values()):
             place.generation.fail(error)
+
+    def _tell_status(self) -> None:
+        for client in self._clients.values():
+            client.session.tell_status()
 
     def _status(self) -> WorkerStatus:
         engine_lives = time.monotonic() - self._engine_heard_at < ENGINE_SILENCE_SECONDS

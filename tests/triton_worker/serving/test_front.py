@@ -213,6 +213,23 @@ async def test_a_dead_engine_fails_every_request_and_takes_no_more(harness: Harn
     assert not batch.status.ready
 
 
+async def test_the_next_engine_takes_requests_again(harness: Harness) -> None:
+    await harness.generate("first")
+    harness.front.on_engine_exit()
+    harness.front.on_engine_message(EngineReady(context_length=128))
+    await harness.generate("second")
+
+
+async def test_an_engine_that_comes_up_while_the_worker_stops_takes_no_requests(harness: Harness) -> None:
+    harness.front.drain()
+    harness.front.on_engine_exit()
+    harness.front.on_engine_message(EngineReady(context_length=128))
+    harness.submit("late")
+    end = await harness.end_of("late")
+    assert end.error is not None
+    assert "shutting down" in end.error.message
+
+
 async def test_a_request_that_the_engine_cannot_compute_fails_alone(harness: Harness) -> None:
     bad, good = await harness.generate("bad"), await harness.generate("good")
     harness.front.on_engine_message(StepOutput(failed=(bad.request_id, "unknown")))
