@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.deployment import Deployment, deployed, picture
+from tests.e2e.deployment import FIXTURE, MODEL, ROOT, START_SECONDS, Deployment, deployed, free_ports, picture
+from tests.e2e.reference_wire import infer
 
 ROUTE = "/v1/multimodal/generate"
 
@@ -65,6 +69,31 @@ def test_an_engine_of_one_process_comes_back_too(tmp_path: Path) -> None:
         wait_until(lambda: httpx.get(f"{deployment.url}/health/ready").status_code == 503)
         wait_until(lambda: httpx.get(f"{deployment.url}/health/ready").status_code == 200)
         assert ask(deployment).status_code == 200
+
+
+def test_ranks_that_torchrun_starts_serve_and_end_together(tiny: Deployment, tmp_path: Path) -> None:
+    http, grpc, metrics, meeting = free_ports(4)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{meeting}", "--local-addr", "127.0.0.1"),
+        *("-m", "triton_worker", "--nemo_checkpoint", str(FIXTURE), "--triton_model_name", MODEL),
+        *("--device", "cpu", "--params_dtype", "float32", "-tps", "2", "--triton_http_address", "127.0.0.1"),
+        *("--triton_port", str(http), "--triton_grpc_port", str(grpc), "--triton_metrics_port", str(metrics)),
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    torchrun = Deployment(process, "", {"http": http}, tmp_path / "log")
+    try:
+        wait_until(lambda: "Ready: tiny" in torchrun.log, START_SECONDS)
+        family = torchrun.descendants()
+        answers = [infer(server, prompts=[[b"Talk."]], max_length=[[12]], top_k=[[1]]) for server in (torchrun, tiny)]
+        assert answers[0] == answers[1]
+        ranks(torchrun)[0].kill()
+        assert process.wait(60) != 0
+        assert psutil.wait_procs(family, timeout=30)[1] == []
+    finally:
+        torchrun.stop()
 
 
 def wait_until(holds: object, seconds: float = 60.0) -> None:
