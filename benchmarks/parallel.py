@@ -57,7 +57,7 @@ class RandomWeights(WeightFiller):
 
     def __init__(self, model: Qwen25VL) -> None:
         self._device, self._dtype = model.device, model.dtype
-        super().__init__(model, _NoTensors(), None)
+        super().__init__(model, _NoTensors(), None)  # type: ignore[arg-type]
 
     def read(self, name: str, *shape: int, rows: range | None = None, columns: range | None = None) -> Tensor:
         generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))

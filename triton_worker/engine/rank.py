@@ -148,9 +148,10 @@ def _serve(engine: Engine, ranks: Ranks, inbox: Connection | None, say: Say) -> 
     output = _Output(say) if inbox is not None else None
     while True:
         received = [] if inbox is None else _receive(inbox, 0.0 if engine.has_work else HEARTBEAT_SECONDS)
+        state = _state(engine)
         # Also when nothing came: the others wait here for rank 0, not for longer than a heartbeat.
-        messages, state_of_first = ranks.from_first((received, _state(engine)))
-        if _state(engine) != state_of_first:
+        messages, state_of_first = ranks.from_first((received, state))
+        if state != state_of_first:
             raise EngineError("The ranks of the model do not agree on what to compute.")
         failed = []
         for message in messages:

@@ -103,7 +103,7 @@ class EngineSupervisor:
             often = f" It has ended {len(self._ends)} times within {WINDOW_SECONDS / 60:g} minutes."
             raise EngineGone(reason + (often if self._restarts else ""))
         delay = 2.0 ** (len(self._ends) - 1)
-        logger.error("%s It is started again in %g seconds.", reason, delay)
+        logger.error("%s The engine is started again in %g seconds.", reason, delay)
         return delay
 
     def _take(self, message: FromEngine) -> None:
