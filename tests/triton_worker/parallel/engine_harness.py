@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from protocol.messages import FinishReason, SamplingParameters
+from protocol.messages import SamplingParameters
 from tests.triton_worker.models.reference import Prompt
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import (
@@ -90,7 +90,7 @@ class RunningEngine:
             answers[token.request_id].append(token.token_id)
             if token.request_id == cancel and len(answers[cancel]) == after:
                 self.process.send(Abort(cancel))
-            if token.finish_reason is FinishReason.LENGTH:
+            if token.finish_reason is not None:
                 left.discard(token.request_id)
             if not left:
                 return answers

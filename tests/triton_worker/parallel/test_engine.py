@@ -12,11 +12,12 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from protocol.messages import SamplingParameters
+from protocol.messages import RegexGrammar, SamplingParameters
 from tests.triton_worker.models.reference import HF_FIXTURE, NEMO_FIXTURE, make_prompt, their_greedy
 from tests.triton_worker.models.test_qwen2_5_vl_parity import random_checkpoint
 from tests.triton_worker.parallel.engine_harness import IMAGE_PAD, RunningEngine, request, running, settings
 from triton_worker.parallel import Layout
+from triton_worker.processing.tokenizer import Tokenizer
 
 PROMPTS = [
     make_prompt([(4, 6)], IMAGE_PAD, seed=1),
@@ -24,13 +25,15 @@ PROMPTS = [
     make_prompt([(3, 5), (5, 3)], IMAGE_PAD, seed=3),
     make_prompt([(2, 2), (7, 3), (1, 1)], IMAGE_PAD, seed=5),
 ]
+VOCABULARY = Tokenizer(HF_FIXTURE).size  # what follows is padding, and never drawn
 HOT = SamplingParameters(temperature=1.0)
+GRAMMAR = SamplingParameters(temperature=1.0, grammar=RegexGrammar("[a-f]{2,30}"), presence_penalty=0.5, logprobs=2)
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[list[int]]:
     theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(HF_FIXTURE, dtype=torch.float32).eval()
-    return [their_greedy(theirs, prompt, 24)[1] for prompt in PROMPTS]
+    return [their_greedy(theirs, prompt, 24, VOCABULARY)[1] for prompt in PROMPTS]
 
 
 @pytest.fixture(
@@ -48,10 +51,12 @@ def test_a_crowd_with_a_cancel_in_the_middle_is_answered_as_by_transformers(
 ) -> None:
     crowd = [request(str(i), prompt) for i, prompt in enumerate(PROMPTS)]
     cancelled = request("cancelled", PROMPTS[0], HOT, max_tokens=300)
-    answers = engine.answers(crowd[0], cancelled, *crowd[1:], request("hot", PROMPTS[2], HOT), cancel="cancelled")
+    others = [request("hot", PROMPTS[2], HOT), request("grammar", PROMPTS[1], GRAMMAR, max_tokens=40)]
+    answers = engine.answers(crowd[0], cancelled, *crowd[1:], *others, cancel="cancelled")
     assert [answers[str(i)] for i in range(len(PROMPTS))] == expected
     assert 5 <= len(answers["cancelled"]) < 300
     assert len(answers["hot"]) == 24
+    assert 1 <= len(answers["grammar"]) < 40, "complete before it is cut off"
 
 
 def test_progress_counts_every_rank(engine: RunningEngine) -> None:
@@ -78,7 +83,9 @@ def test_more_ranks_than_kv_heads_rows_that_do_not_divide_and_tied_embeddings(tm
     theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with running(settings(tmp_path, Layout(2, 2), tokenizer=HF_FIXTURE)) as engine:
         answers = engine.answers(*(request(str(i), prompt) for i, prompt in enumerate(PROMPTS)))
-    assert [answers[str(i)] for i in range(len(PROMPTS))] == [their_greedy(theirs, p, 24)[1] for p in PROMPTS]
+    assert [answers[str(i)] for i in range(len(PROMPTS))] == [
+        their_greedy(theirs, prompt, 24, VOCABULARY)[1] for prompt in PROMPTS
+    ]
 
 
 @pytest.mark.parametrize(
