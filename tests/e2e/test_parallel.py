@@ -48,7 +48,7 @@ def test_a_killed_rank_fails_what_runs_and_the_service_comes_back(parallel: Depl
     before = ranks(parallel)
     with ThreadPoolExecutor(2) as pool:
         running: list[Future[httpx.Response]] = [pool.submit(ask, parallel, 3500) for _ in range(2)]
-        wait_until(lambda: "num_requests_running 2" in httpx.get(f"{parallel.url}/metrics").text)
+        wait_until(lambda: re.search(r"num_requests_running\{.*\} 2", httpx.get(f"{parallel.url}/metrics").text))
         before[1].kill()
         killed_at = time.monotonic()
         for answer in running:
