@@ -29,6 +29,7 @@ from protocol.messages import (
     RequestError,
     Submit,
     TextPart,
+    Timings,
     TokenDelta,
     Usage,
     WorkerStatus,
@@ -51,7 +52,8 @@ def token(submit: Submit, text: str, token_id: int, **more: Any) -> TokenDelta:
 def finished(submit: Submit, completion_tokens: int) -> EndDelta:
     prompt_tokens = 10 + 4 * len(submit.pictures)
     usage = Usage(prompt_tokens, image_tokens=4 * len(submit.pictures), completion_tokens=completion_tokens)
-    return EndDelta(request_id=submit.request_id, outcome=Outcome.FINISHED, usage=usage)
+    timings = Timings(prepare=0.25, queue=0.5, prefill=0.75, decode=1.0)
+    return EndDelta(request_id=submit.request_id, outcome=Outcome.FINISHED, usage=usage, timings=timings)
 
 
 def failed(submit: Submit, code: str) -> EndDelta:

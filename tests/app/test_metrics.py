@@ -43,6 +43,9 @@ async def test_requests_and_tokens_are_counted(png: bytes) -> None:
     assert found["inter_token_latency_seconds_count"] >= 2
     assert 0.06 <= found["e2e_request_latency_seconds_sum"] < 5
     assert found["request_generation_tokens_count"] == 2
+    for part, seconds in (("prepare", 0.25), ("queue", 0.5), ("prefill", 0.75), ("decode", 1.0)):
+        assert found[f"request_{part}_time_seconds_count"] == 2
+        assert found[f"request_{part}_time_seconds_sum"] == 2 * seconds
     route = f'method="POST",route="{GENERATE}"'
     assert found[f'http_requests_total{{{route},status="200"}}'] == 2
     assert found[f'http_requests_total{{{route},status="429"}}'] == 1
@@ -70,13 +73,17 @@ async def test_the_worker_s_own_state_is_shown() -> None:
         running=3,
         waiting=2,
         kv_cache_usage=0.25,
-        counters=EngineCounters(preemptions=7),
+        counters=EngineCounters(7, 10, 2.5, 300, 40, 50, 25, 6, 5),
     )
     async with gateway_with(worker) as gateway:
         found = await samples(gateway.client)
         label = f'{{worker="{worker.url}"}}'
         assert (found[f"num_requests_running{label}"], found[f"num_requests_waiting{label}"]) == (3, 2)
         assert (found[f"kv_cache_usage_perc{label}"], found[f"num_preemptions_total{label}"]) == (0.25, 7)
+        assert (found[f"engine_steps_total{label}"], found[f"engine_step_seconds_total{label}"]) == (10, 2.5)
+        assert (found[f"engine_prefill_tokens_total{label}"], found[f"engine_decode_tokens_total{label}"]) == (300, 40)
+        assert (found[f"prefix_cache_queries_total{label}"], found[f"prefix_cache_hits_total{label}"]) == (50, 25)
+        assert (found[f"mm_cache_queries_total{label}"], found[f"mm_cache_hits_total{label}"]) == (6, 5)
         assert found[f"worker_ready{label}"] == 1
         await worker.stop()
         while (await gateway.client.get("/health/ready")).status_code == 200:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import tritonclient.grpc as triton_client
@@ -116,9 +117,11 @@ class _Worker:
         self._progress: tqdm[Any] | None = None
         self._device = _resolve_device(settings.device)
         bounds = _resize_bounds(settings, checkpoint)
-        processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), bounds)
+        unit = picture_unit(checkpoint.family)
+        processor = Processor(checkpoint, unit, PictureLimits(), bounds)
+        engine_settings = self._engine_settings(processor, max_picture_tokens=max(1, bounds.max_pixels // unit**2))
         self._loop = asyncio.new_event_loop()
-        self._engine = EngineProcess(self._engine_settings(processor), self._on_engine_message, self._on_engine_exit)
+        self._engine = EngineProcess(engine_settings, self._on_engine_message, self._on_engine_exit)
         self._tracing = None if settings.otlp_endpoint is None else tracing.Tracing(settings.otlp_endpoint)
         self._front = Front(
             model=settings.model_name,
@@ -239,14 +242,14 @@ class _Worker:
         if done == total:
             self._progress.close()
 
-    def _engine_settings(self, processor: Processor) -> EngineSettings:
+    def _engine_settings(self, processor: Processor, max_picture_tokens: int) -> EngineSettings:
         return EngineSettings(
             checkpoint=self._settings.nemo_checkpoint,
             tokenizer=self._settings.tokenizer,
             image_token_id=processor.tokenizer.image_token_id,
             device=self._device,
             dtype=self._settings.dtype,
-            limits=self._settings.limits,
+            limits=replace(self._settings.limits, max_picture_tokens=max_picture_tokens),
         )
 
 
