@@ -21,7 +21,7 @@ from app.middleware.connection_rules import ConnectionRules
 from app.middleware.cors import Cors
 from app.middleware.last_resort import LastResort
 from app.middleware.request_id import RequestId
-from app.openai import chat, completions
+from app.openai import chat, completions, tokenize
 from app.openai.operations import OPENAI_MODELS
 from app.openapi import install_openapi
 from app.routes import docs, generate, health, playground
@@ -56,6 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(generate.router(settings, worker))
     app.include_router(chat.router(settings, worker))
     app.include_router(completions.router(settings, worker))
+    app.include_router(tokenize.router(settings, worker))
     app.include_router(health.router(worker))
     app.include_router(playground.router())
     app.include_router(docs.router())

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from app import __version__
 from app.middleware.authentication import OPEN_PATHS
-from app.schemas import CompletionChunk, ErrorAnswer, GenerateBody, GenerationParameters
+from app.parameters import GenerationParameters
+from app.schemas import CompletionChunk, ErrorAnswer, GenerateBody
 
 REF = "#/components/schemas/{model}"
 
@@ -100,7 +101,7 @@ def _form_field(schema: dict[str, Any]) -> dict[str, Any]:
         field["description"] += f" Default: {json.dumps(schema['default'])}."
     if "anyOf" in field:  # stop: a form repeats the field
         field |= field.pop("anyOf")[1]
-    return field | {"examples": [[] if field["type"] == "array" else ""]}
+    return field | {"examples": [[] if field.get("type") == "array" else ""]}
 
 
 GENERATE_OPERATION: dict[str, Any] = {

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from app.disconnect import unless_disconnected
 from app.errors import ApiError, internal_error
 from app.event_stream import DONE, EventStream, error_event, event
-from app.generation import Answer, ChoiceText, Generated, collect, generate, now
+from app.generation import Answer, ChoiceText, Generated, collect, generate_all, now
 from app.settings import Settings
 from app.worker.connection import WorkerConnection
 from protocol.messages import Submit, TokenDelta, Usage
@@ -73,17 +73,17 @@ class Reply(ABC):
 
 
 async def respond(
-    request: Request, worker: WorkerConnection, submit: Submit, reply: Reply, stream: bool, *, settings: Settings
+    request: Request, worker: WorkerConnection, submits: list[Submit], reply: Reply, stream: bool, *, settings: Settings
 ) -> Response:
     """Generates. Raises :class:`ApiError` for a failure before the first delta, which can still have its own status.
 
-    Whoever calls this shall not keep the submit or what it was made of: the body's bytes are given back to the budget
-    when it is gone, which is when the worker has it.
+    Whoever calls this shall not keep the submits or what they were made of: the body's bytes are given back to the
+    budget when they are gone, which is when the worker has them.
     """
-    request.state.generation_id = submit.request_id
-    request.state.body_share.pass_on(submit)
-    generated = generate(worker, submit)
-    del submit
+    request.state.generation_id = reply.head["id"]
+    request.state.body_share.pass_on(*submits)
+    generated = generate_all(worker, submits)
+    del submits
     if stream:
         first = await unless_disconnected(request.receive, anext(generated))
         return EventStream(_events(reply, first, generated), ping_seconds=settings.ping_seconds)

@@ -2,84 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from protocol.messages import FinishReason, SamplingParameters, Usage
+from app.logprobs import ChoiceLogprobs
+from app.parameters import ASKED, GenerationParameters, without_null_defaults
+from protocol.messages import FinishReason, Usage
 
-
-def _without_null_defaults(schema: dict[str, Any]) -> None:
-    for field in schema.get("properties", {}).values():
-        if field.get("default", 0) is None:
-            del field["default"]
-
-
-def _without_null(schema: dict[str, Any]) -> None:
-    """A field that may be left out is not a field that may be null."""
-    for field in schema["properties"].values():
-        if {"type": "null"} in field.get("anyOf", ()):
-            field |= field.pop("anyOf")[0]
-    _without_null_defaults(schema)
-
-
-ASKED = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_without_null)
-ANSWERED = ConfigDict(json_schema_extra=_without_null_defaults)
-
-TokenLimit = Annotated[int, Field(ge=1, le=2**31 - 1)]
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class GenerationParameters(BaseModel):
-    """How tokens are chosen, when to stop, and what the answer holds."""
-
-    model_config = ASKED
-
-    max_tokens: TokenLimit | None = Field(
-        default=None,
-        description="Tokens to generate at most; without it, as many as the context has room for.",
-        examples=[40],
-    )
-    temperature: float = Field(default=1.0, ge=0, le=2, description="0 is greedy decoding.", examples=[0.2])
-    top_k: int = Field(
-        default=0,
-        ge=0,
-        le=2**31 - 1,
-        description="Sample among the k likeliest tokens; 0 is all of them.",
-        examples=[50],
-    )
-    top_p: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="Sample among the likeliest tokens whose probabilities add up to p; 0 leaves only the likeliest.",
-        examples=[0.9],
-    )
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
-        default=None,
-        description="Makes sampling repeatable; without it, drawn anew for each request.",
-        examples=[7],
-    )
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] = Field(
-        default=[],
-        description="Generation ends before this string, or the first of these; it is not part of the text.",
-        examples=[["\n\n"]],
-    )
-    ignore_eos: bool = Field(default=False, description="Go on after the end-of-sequence token (for measurements).")
-    return_token_ids: bool = Field(default=False, description="Answer with the token ids of prompt and choices too.")
-    stream: bool = Field(default=False, description="Answer with server-sent events while tokens are generated.")
-
-    def sampling(self) -> SamplingParameters:
-        return SamplingParameters(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
-            ignore_eos=self.ignore_eos,
-        )
+ANSWERED = ConfigDict(json_schema_extra=without_null_defaults)
 
 
 class EncodedPicture(BaseModel):
@@ -111,11 +43,15 @@ def is_none(value: object) -> bool:
 TokenIds = Annotated[
     list[int] | SkipJsonSchema[None], Field(exclude_if=is_none, description='Only with "return_token_ids".')
 ]
+Logprobs = Annotated[
+    ChoiceLogprobs | SkipJsonSchema[None], Field(exclude_if=is_none, description='Only with "logprobs".')
+]
 
 
 class UsageCounts(BaseModel):
     prompt_tokens: int
     image_tokens: int = Field(description="Those of the prompt tokens that stand for pictures.")
+    cached_tokens: int = Field(description="Those of the prompt tokens that were not computed again.")
     completion_tokens: int
     total_tokens: int = Field(description="Prompt and completion together.")
 
@@ -124,6 +60,7 @@ class UsageCounts(BaseModel):
         return cls(
             prompt_tokens=usage.prompt_tokens,
             image_tokens=usage.image_tokens,
+            cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
         )
@@ -143,6 +80,7 @@ class Choice(BaseModel):
 
     index: int
     text: str
+    logprobs: Logprobs = None
     finish_reason: FinishReason
     token_ids: TokenIds = None
 
@@ -161,6 +99,7 @@ class ChoiceDelta(BaseModel):
 
     index: int
     text: str = Field(description="What comes after the text sent so far.")
+    logprobs: Logprobs = None
     finish_reason: FinishReason | None = Field(description="Set on the last delta of a choice.")
     token_ids: TokenIds = None
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from app.generation import ChoiceText, new_submit, served_model
 from app.intake import read_json
+from app.logprobs import ChoiceLogprobs
 from app.openai.messages import read_conversation
 from app.openai.operations import CHAT_OPERATION
 from app.openai.parameters import OpenAIParameters
@@ -36,12 +37,12 @@ def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         return await respond(request, worker, *await read(request), settings=settings)
 
-    async def read(request: Request) -> tuple[Submit, Reply, bool]:
+    async def read(request: Request) -> tuple[list[Submit], Reply, bool]:
         asked = await read_json(request, ChatCompletionRequest)
         messages, pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
         model = served_model(worker, asked.model)
         submit = new_submit("chatcmpl", model, messages, pictures, asked, settings)
-        return submit, _Reply(submit, asked), asked.stream
+        return [submit], _Reply(submit, asked), asked.stream
 
     return routes
 
@@ -55,8 +56,13 @@ class _Reply(OpenAIReply):
         self._begun: set[int] = set()
 
     def choice(self, index: int, choice: ChoiceText, token_ids: list[int] | None) -> ChatChoice:
-        message = AssistantMessage(content=choice.text)
-        return ChatChoice(index=index, message=message, finish_reason=choice.finish_reason, token_ids=token_ids)
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(content=choice.text),
+            logprobs=ChoiceLogprobs.of(choice.logprobs),
+            finish_reason=choice.finish_reason,
+            token_ids=token_ids,
+        )
 
     def choice_delta(self, delta: TokenDelta, token_ids: list[int] | None) -> ChatChunkChoice:
         role = None if delta.index in self._begun else "assistant"
@@ -64,6 +70,7 @@ class _Reply(OpenAIReply):
         return ChatChunkChoice(
             index=delta.index,
             delta=ChatDelta(role=role, content=delta.text),
+            logprobs=ChoiceLogprobs.of(delta.logprobs),
             finish_reason=delta.finish_reason,
             token_ids=token_ids,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec.structs import replace
 from pydantic import (
@@ -18,11 +18,11 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from app.schemas import GenerationParameters, TokenLimit
+from app.parameters import CommonParameters, TokenLimit
 from protocol.messages import SamplingParameters
 
 
-def _optional_fields_may_be_null(schema: dict[str, Any]) -> None:
+def optional_fields_may_be_null(schema: dict[str, Any]) -> None:
     for name, field in schema["properties"].items():
         if name in schema.get("required", ()) or {"type": "null"} in field.get("anyOf", ()):
             continue
@@ -34,7 +34,7 @@ def _optional_fields_may_be_null(schema: dict[str, Any]) -> None:
             field["type"] = [field["type"], "null"]
 
 
-OPENAI_REQUEST = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_optional_fields_may_be_null)
+OPENAI_REQUEST = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=optional_fields_may_be_null)
 
 
 class OpenAIModel(BaseModel):
@@ -77,7 +77,7 @@ class StreamOptions(OpenAIModel):
     include_obfuscation: Annotated[Any, Unsupported(False)] = None
 
 
-class OpenAIParameters(OpenAIModel, GenerationParameters):
+class OpenAIParameters(OpenAIModel, CommonParameters):
     """What chat completions and completions share."""
 
     model_config = OPENAI_REQUEST
@@ -95,12 +95,9 @@ class OpenAIParameters(OpenAIModel, GenerationParameters):
     user: str | None = Field(
         default=None, description="Taken because OpenAI's clients send it; it is neither used nor logged."
     )
-    n: Annotated[Any, Unsupported(1)] = None
-    frequency_penalty: Annotated[Any, Unsupported(0)] = None
-    presence_penalty: Annotated[Any, Unsupported(0)] = None
-    repetition_penalty: Annotated[Any, Unsupported(1)] = None
-    min_p: Annotated[Any, Unsupported(0)] = None
-    logit_bias: Annotated[Any, Unsupported({})] = None
+    service_tier: Literal["auto", "default"] | None = Field(
+        default=None, description="There is one tier, which both of these ask for."
+    )
 
     @field_validator("max_completion_tokens")
     @classmethod

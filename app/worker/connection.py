@@ -66,9 +66,10 @@ class WorkerConnection:
         """The deltas of one request, its one ``EndDelta`` last. Closed before that, it cancels the request.
 
         Failures, an absent worker among them, are told by that end and never raised. The submit is kept until the
-        worker has it, and no longer.
+        worker has it, and no longer. One that generates nothing is not measured.
         """
-        return self._metrics.measured(self._generate(submit))
+        deltas = self._generate(submit)
+        return deltas if submit.prompt_only else self._metrics.measured(deltas)
 
     async def _generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         session = self._session

@@ -47,7 +47,7 @@ async def test_answer_is_a_chat_completion(gateway: Gateway) -> None:
             "prompt_tokens": 10,
             "completion_tokens": 3,
             "total_tokens": 13,
-            "prompt_tokens_details": {"image_tokens": 0},
+            "prompt_tokens_details": {"image_tokens": 0, "cached_tokens": 2},
         },
     }
 
@@ -82,7 +82,7 @@ async def test_usage_ends_a_stream_that_asked_for_it(gateway: Gateway) -> None:
         "prompt_tokens": 10,
         "completion_tokens": 3,
         "total_tokens": 13,
-        "prompt_tokens_details": {"image_tokens": 0},
+        "prompt_tokens_details": {"image_tokens": 0, "cached_tokens": 2},
     }
 
 
@@ -119,7 +119,7 @@ async def test_turns_and_interleaved_pictures(gateway: Gateway) -> None:
         {"role": "user", "content": [{"type": "image", "image": data_url(third)}, text("And <|image_pad|> this?")]},
     ]
     answer = await gateway.client.post(CHAT, json={"messages": messages})
-    assert answer.json()["usage"]["prompt_tokens_details"] == {"image_tokens": 12}
+    assert answer.json()["usage"]["prompt_tokens_details"] == {"image_tokens": 12, "cached_tokens": 2}
     submit = gateway.worker.submits[-1]
     assert submit.pictures == (first, second, third)
     assert submit.messages == (

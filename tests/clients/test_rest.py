@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 AT_ONCE = RetryPolicy(retries=0)
 SOON = RetryPolicy(retries=2, first_pause=0.01)
 CHUNK = '{"id": "gen-1", "object": "text_completion", "created": 1, "model": "m", "choices": [%s]}'
-USAGE = {"prompt_tokens": 10, "image_tokens": 0, "completion_tokens": 3, "total_tokens": 13}
+USAGE = {"prompt_tokens": 10, "image_tokens": 0, "cached_tokens": 2, "completion_tokens": 3, "total_tokens": 13}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_whole_answer(client: MultimodalClient, gateway: Gateway) -> None:
 
 def test_answer_mirrors_the_api(client: MultimodalClient) -> None:
     """A field that the API gains is missed here."""
-    from app.schemas import ChoiceDelta, Completion, CompletionChunk, GenerationParameters
+    from app.parameters import GenerationParameters
+    from app.schemas import ChoiceDelta, Completion, CompletionChunk
     from clients.rest import answers, requests
 
     for ours, theirs in (
