@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
@@ -56,13 +56,14 @@ class Reply(ABC):
         completion = self.completion(**self.head, choices=choices, usage=usage, prompt_token_ids=prompt_token_ids)
         return completion.model_dump_json()
 
-    def event(self, item: TokenDelta | Usage) -> str | None:
-        """One event of a stream; ``None`` where this caller gets none."""
+    def events(self, item: TokenDelta | Usage) -> Iterator[str]:
+        """What a stream says of it, mostly one event."""
         if isinstance(item, Usage):
-            return self.dump_chunk(self.chunk(**self.head, choices=[], usage=self.counts(item)))
+            yield self.dump_chunk(self.chunk(**self.head, choices=[], usage=self.counts(item)))
+            return
         choice = self.choice_delta(item, self._token_ids(item.token_ids))
         prompt_token_ids = self._token_ids(item.prompt_token_ids)
-        return self.dump_chunk(self.chunk(**self.head, choices=[choice], prompt_token_ids=prompt_token_ids))
+        yield self.dump_chunk(self.chunk(**self.head, choices=[choice], prompt_token_ids=prompt_token_ids))
 
     def dump_chunk(self, chunk: BaseModel) -> str:
         """An event in JSON."""
@@ -95,10 +96,10 @@ async def _events(reply: Reply, first: TokenDelta | Usage, rest: Generated) -> A
     """The stream. ``[DONE]`` comes after a whole answer only; after an error the stream just ends."""
     async with aclosing(rest):
         try:
-            if document := reply.event(first):
+            for document in reply.events(first):
                 yield event(document)
             async for item in rest:
-                if document := reply.event(item):
+                for document in reply.events(item):
                     yield event(document)
         except ApiError as error:
             yield error_event(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -26,7 +27,7 @@ from app.openai.schemas import (
 from app.reply import Reply, respond
 from app.settings import Settings
 from app.worker.connection import WorkerConnection
-from protocol.messages import Submit, TokenDelta
+from protocol.messages import Submit, TokenDelta, Usage
 
 
 def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
@@ -64,12 +65,20 @@ class _Reply(OpenAIReply):
             token_ids=token_ids,
         )
 
+    def events(self, item: TokenDelta | Usage) -> Iterator[str]:
+        """Each choice begins with an event for its role: OpenAI's SDK doubles log probabilities in a first event."""
+        if isinstance(item, TokenDelta) and item.index not in self._begun:
+            self._begun.add(item.index)
+            choice = ChatChunkChoice(
+                index=item.index, delta=ChatDelta(role="assistant", content=""), finish_reason=None
+            )
+            yield self.dump_chunk(ChatCompletionChunk(**self.head, choices=[choice]))
+        yield from super().events(item)
+
     def choice_delta(self, delta: TokenDelta, token_ids: list[int] | None) -> ChatChunkChoice:
-        role = None if delta.index in self._begun else "assistant"
-        self._begun.add(delta.index)
         return ChatChunkChoice(
             index=delta.index,
-            delta=ChatDelta(role=role, content=delta.text),
+            delta=ChatDelta(content=delta.text),
             logprobs=ChoiceLogprobs.of(delta.logprobs),
             finish_reason=delta.finish_reason,
             token_ids=token_ids,

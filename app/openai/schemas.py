@@ -188,7 +188,9 @@ class ChatCompletion(AnswerHead):
 
 
 class ChatDelta(BaseModel):
-    role: Annotated[Literal["assistant"] | None, Field(exclude_if=is_none, description="In the first delta.")] = None
+    role: Annotated[
+        Literal["assistant"] | None, Field(exclude_if=is_none, description="In a first delta without text.")
+    ] = None
     content: str = Field(description="What comes after the text sent so far.")
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.app.conftest import GENERATE, Gateway, gateway_with
-from tests.app.test_generate import USAGE, chunks
+from tests.app.test_generate import chunks
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
