@@ -58,8 +58,16 @@ def _error_response(status: int) -> dict[str, Any]:
 
 def generation_responses(chunk: type[BaseModel], example: str) -> dict[int | str, dict[str, Any]]:
     """Those of a generating route whose events are ``chunk``; the whole answer is the route's response model."""
+    data = {"anyOf": [{"$ref": REF.format(model=model.__name__)} for model in (chunk, ErrorAnswer)]}
     events = {
-        "schema": {"$ref": REF.format(model=chunk.__name__)},
+        "schema": {
+            "type": "object",
+            "description": "One event. The last one's `data` is `[DONE]`, that of the others JSON.",
+            "required": ["data"],
+            "properties": {
+                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+            },
+        },
         "example": f"data: {example}\n\ndata: [DONE]\n\n",
     }
     return {
@@ -99,8 +107,10 @@ def _form_field(schema: dict[str, Any]) -> dict[str, Any]:
     field = {key: value for key, value in schema.items() if key != "default"}
     if "default" in schema:
         field["description"] += f" Default: {json.dumps(schema['default'])}."
-    if "anyOf" in field:  # stop: a form repeats the field
-        field |= field.pop("anyOf")[1]
+    if isinstance(field.get("type"), list):  # a form has no null
+        field["type"] = field["type"][0]
+    if "anyOf" in field:  # the last but null: of stop the list, which is the field repeated
+        field |= field.pop("anyOf")[-2]
     return field | {"examples": [[] if field.get("type") == "array" else ""]}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from app.answer_format import MAX_GRAMMAR_CHARACTERS, ResponseFormat
 from protocol.messages import Grammar, RegexGrammar, SamplingParameters
@@ -16,15 +16,36 @@ def without_null_defaults(schema: dict[str, Any]) -> None:
             del field["default"]
 
 
-def _without_null(schema: dict[str, Any]) -> None:
-    """A field that may be left out is not a field that may be null."""
-    for field in schema["properties"].values():
-        if {"type": "null"} in field.get("anyOf", ()):
-            field |= field.pop("anyOf")[0]
+def optional_fields_may_be_null(schema: dict[str, Any]) -> None:
+    for name, field in schema["properties"].items():
+        if name in schema.get("required", ()) or {"type": "null"} in field.get("anyOf", ()):
+            continue
+        if "anyOf" in field:
+            field["anyOf"] = [*field["anyOf"], {"type": "null"}]
+        elif "$ref" in field:
+            field["anyOf"] = [{"$ref": field.pop("$ref")}, {"type": "null"}]
+        if "enum" in field:
+            field["enum"] = [*field["enum"], None]
+        if "type" in field:
+            field["type"] = [field["type"], "null"]
     without_null_defaults(schema)
 
 
-ASKED = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_without_null)
+ASKED = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=optional_fields_may_be_null)
+
+
+class RequestModel(BaseModel):
+    """An object in which null says the same as leaving the field out: many clients send both."""
+
+    model_config = ASKED
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None or name not in cls.model_fields}
+
 
 TokenLimit = Annotated[int, Field(ge=1, le=2**31 - 1)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
@@ -34,10 +55,8 @@ TokenIdAsText = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class CommonParameters(BaseModel):
+class CommonParameters(RequestModel):
     """All but ``logprobs``, which OpenAI's completions write in another way."""
-
-    model_config = ASKED
 
     max_tokens: TokenLimit | None = Field(
         default=None,

@@ -8,24 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from app.logprobs import ChoiceLogprobs
-from app.parameters import ASKED, GenerationParameters, without_null_defaults
+from app.parameters import GenerationParameters, RequestModel, without_null_defaults
 from protocol.messages import FinishReason, Usage
 
 ANSWERED = ConfigDict(json_schema_extra=without_null_defaults)
 
 
-class EncodedPicture(BaseModel):
+class EncodedPicture(RequestModel):
     """A PNG, JPEG, WEBP, GIF or BMP file."""
-
-    model_config = ASKED
 
     data: str = Field(description="The file's bytes in base64.", json_schema_extra={"contentEncoding": "base64"})
 
 
-class GenerateBody(BaseModel):
+class GenerateBody(RequestModel):
     """The request as JSON."""
-
-    model_config = ASKED
 
     prompt: str = Field(min_length=1, description="The user's text.", examples=["What is in this image?"])
     images: list[EncodedPicture] = Field(default=[], description="The pictures, in prompt order.")

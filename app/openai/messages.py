@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 from app.data_url import from_picture_url
 from app.errors import bad_request
 from app.intake import check_length
-from app.openai.parameters import OPENAI_REQUEST, OpenAIModel, Unsupported
+from app.openai.parameters import Unsupported
+from app.parameters import ASKED, RequestModel
 from app.pictures import Picture, check_pictures, from_base64
 from app.settings import Settings
 from protocol.messages import ChatMessage, PicturePart, TextPart
@@ -18,13 +19,13 @@ from protocol.messages import ChatMessage, PicturePart, TextPart
 class TextContent(BaseModel):
     """Text. Special tokens typed into it stay plain characters."""
 
-    model_config = OPENAI_REQUEST
+    model_config = ASKED
 
     type: Literal["text"]
     text: str = Field(examples=["What is in this image?"])
 
 
-class ImageUrl(OpenAIModel):
+class ImageUrl(RequestModel):
     """Where a picture is."""
 
     url: str = Field(
@@ -40,7 +41,7 @@ class ImageUrl(OpenAIModel):
 class ImageUrlContent(BaseModel):
     """A picture, in OpenAI's form."""
 
-    model_config = OPENAI_REQUEST
+    model_config = ASKED
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -52,7 +53,7 @@ class ImageUrlContent(BaseModel):
 class ImageContent(BaseModel):
     """A picture, in the form of NeMo's own server."""
 
-    model_config = OPENAI_REQUEST
+    model_config = ASKED
 
     type: Literal["image"]
     image: str = Field(description="The file in base64, or as a data URL.")
@@ -74,7 +75,7 @@ def _as_parts(content: Any) -> Any:
     raise ValueError("must be a string or a list of parts.")
 
 
-class Message(OpenAIModel):
+class Message(RequestModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description='"developer" is "system".')

@@ -7,47 +7,16 @@ from typing import Annotated, Any, Literal
 
 from msgspec.structs import replace
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
-from app.parameters import CommonParameters, TokenLimit
+from app.parameters import CommonParameters, RequestModel, TokenLimit
 from protocol.messages import SamplingParameters
-
-
-def optional_fields_may_be_null(schema: dict[str, Any]) -> None:
-    for name, field in schema["properties"].items():
-        if name in schema.get("required", ()) or {"type": "null"} in field.get("anyOf", ()):
-            continue
-        if "enum" in field:
-            field["enum"] = [*field["enum"], None]
-        elif "anyOf" in field:
-            field["anyOf"] = [*field["anyOf"], {"type": "null"}]
-        else:
-            field["type"] = [field["type"], "null"]
-
-
-OPENAI_REQUEST = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=optional_fields_may_be_null)
-
-
-class OpenAIModel(BaseModel):
-    """An object in which null says the same as leaving the field out: OpenAI's clients send both."""
-
-    model_config = OPENAI_REQUEST
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value is not None or name not in cls.model_fields}
 
 
 class Unsupported:
@@ -68,7 +37,7 @@ class Unsupported:
         return {"enum": list(self._neutral), "description": "Not supported yet: only what asks for nothing is taken."}
 
 
-class StreamOptions(OpenAIModel):
+class StreamOptions(RequestModel):
     """What a stream says beside the answer."""
 
     include_usage: bool = Field(
@@ -77,10 +46,8 @@ class StreamOptions(OpenAIModel):
     include_obfuscation: Annotated[Any, Unsupported(False)] = None
 
 
-class OpenAIParameters(OpenAIModel, CommonParameters):
+class OpenAIParameters(CommonParameters):
     """What chat completions and completions share."""
-
-    model_config = OPENAI_REQUEST
 
     model: str | None = Field(
         default=None, description="If given, it must be the served model's name (see /v1/models)."

@@ -9,27 +9,22 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_va
 from app.logprobs import ChoiceLogprobs
 from app.openai.logprobs import CompletionLogprobs
 from app.openai.messages import Message
-from app.openai.parameters import (
-    OPENAI_REQUEST,
-    OpenAIModel,
-    OpenAIParameters,
-    Unsupported,
-    optional_fields_may_be_null,
-)
-from app.parameters import GenerationParameters
+from app.openai.parameters import OpenAIParameters, Unsupported
+from app.parameters import ASKED, GenerationParameters, RequestModel, optional_fields_may_be_null
 from app.schemas import ANSWERED, AnswerHead, TokenIds, is_none
 from protocol.messages import FinishReason, Usage
 
 
 def _prompt_or_messages(schema: dict[str, Any]) -> None:
     optional_fields_may_be_null(schema)
-    schema["oneOf"] = [{"required": ["prompt"]}, {"required": ["messages"]}]
+    schema["oneOf"] = [
+        {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+        {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+    ]
 
 
 class ChatCompletionRequest(OpenAIParameters, GenerationParameters):
     """A conversation to be continued."""
-
-    model_config = OPENAI_REQUEST
 
     messages: list[Message] = Field(min_length=1, description="The conversation so far.")
     safety_identifier: str | None = Field(default=None, description='The new name of "user".')
@@ -99,10 +94,10 @@ class CompletionRequest(OpenAIParameters):
         return self.logprobs
 
 
-class TokenizeRequest(OpenAIModel):
+class TokenizeRequest(RequestModel):
     """A prompt or a conversation whose tokens are asked for."""
 
-    model_config = OPENAI_REQUEST | {"json_schema_extra": _prompt_or_messages}
+    model_config = ASKED | {"json_schema_extra": _prompt_or_messages}
 
     model: str | None = Field(
         default=None, description="If given, it must be the served model's name (see /v1/models)."
@@ -189,7 +184,7 @@ class ChatCompletion(AnswerHead):
 
 class ChatDelta(BaseModel):
     role: Annotated[
-        Literal["assistant"] | None, Field(exclude_if=is_none, description="In a first delta without text.")
+        Literal["assistant"] | None, Field(exclude_if=is_none, description="In a choice's first delta, without text.")
     ] = None
     content: str = Field(description="What comes after the text sent so far.")
 

@@ -59,7 +59,8 @@ async def test_the_routes_in_the_api_s_document(gateway: Gateway) -> None:
             assert (await gateway.client.post(path, json=example["value"])).status_code == 200
         answers = operation["responses"]["200"]["content"]
         assert answers["application/json"]["schema"]["$ref"].endswith(f"/{whole}")
-        assert answers["text/event-stream"]["schema"]["$ref"].endswith(f"/{event}")
+        data = answers["text/event-stream"]["schema"]["properties"]["data"]["contentSchema"]
+        assert data["anyOf"][0]["$ref"].endswith(f"/{event}")
         assert set(operation["responses"]) == {"200", *map(str, ERRORS)}
         for name, field in document["components"]["schemas"][body]["properties"].items():
             assert field["description"], name
