@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -36,6 +36,13 @@ _BETWEEN_TOKENS_BUCKETS = (
     5.0,
 )
 _REQUEST_BUCKETS = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0)
+_PARTS = {
+    "prepare": "A finished request's time to decode pictures and to tokenize, waiting for a thread included.",
+    "queue": "A finished request's time until the engine began with it.",
+    "prefill": "A finished request's time from there to its first token.",
+    "decode": "A finished request's time from there to its last token.",
+}
+"""Of ``Timings``, what each field is."""
 _TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
@@ -59,6 +66,7 @@ class Metrics:
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, those of pictures included.")
         self._image_tokens = self._counter("image_tokens", "Tokens of pictures in prompts.")
+        self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts that were not computed again.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._succeeded = self._counter("request_success", "Requests finished, by the reason.", "finished_reason")
         self._failed = self._counter("request_failure", "Requests that failed, by the error's code.", "code")
@@ -68,7 +76,7 @@ class Metrics:
         )
         self._between_tokens = self._histogram(
             "inter_token_latency_seconds",
-            "Time between two deltas of a request, divided by the second one's tokens.",
+            "Time between two deltas of a choice, divided by the second one's tokens.",
             _BETWEEN_TOKENS_BUCKETS,
         )
         self._request_seconds = self._histogram(
@@ -81,9 +89,15 @@ class Metrics:
             "request_generation_tokens", "Tokens generated for a request.", _TOKEN_COUNT_BUCKETS
         )
 
+        self._parts = {
+            part: self._histogram(f"request_{part}_time_seconds", told, _FIRST_TOKEN_BUCKETS)
+            for part, told in _PARTS.items()
+        }
+
     async def measured(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
         """The same deltas, counted. One that is closed before its end counts as cancelled."""
-        began = last = time.monotonic()
+        began = time.monotonic()
+        last: dict[int, float] = {}  # by choice
         finish_reason = "stop"
         outcome = Outcome.CANCELLED
         try:
@@ -96,17 +110,17 @@ class Metrics:
                     else:
                         self._count_tokens(delta, now, began, last)
                         finish_reason = delta.finish_reason.value if delta.finish_reason else finish_reason
-                        last = now
+                        last[delta.index] = now
                     yield delta
         finally:
             if outcome is Outcome.CANCELLED:
                 self._cancelled.inc()
 
-    def _count_tokens(self, delta: TokenDelta, now: float, began: float, last: float) -> None:
-        if last == began:
+    def _count_tokens(self, delta: TokenDelta, now: float, began: float, last: Mapping[int, float]) -> None:
+        if not last:
             self._first_token.observe(now - began)
-        elif delta.token_ids:
-            self._between_tokens.observe((now - last) / len(delta.token_ids))
+        elif delta.token_ids and delta.index in last:
+            self._between_tokens.observe((now - last[delta.index]) / len(delta.token_ids))
 
     def _count_end(self, end: EndDelta, finish_reason: str, seconds: float) -> None:
         if end.error is not None:
@@ -117,9 +131,13 @@ class Metrics:
         if end.usage is not None:
             self._prompt_tokens.inc(end.usage.prompt_tokens)
             self._image_tokens.inc(end.usage.image_tokens)
+            self._cached_tokens.inc(end.usage.cached_tokens)
             self._generation_tokens.inc(end.usage.completion_tokens)
             self._request_prompt.observe(end.usage.prompt_tokens)
             self._request_generation.observe(end.usage.completion_tokens)
+        if end.timings is not None and end.outcome is Outcome.FINISHED:
+            for part, histogram in self._parts.items():
+                histogram.observe(getattr(end.timings, part))
 
     def _counter(self, name: str, told: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, told, labels, registry=self.registry)

@@ -33,6 +33,7 @@ from protocol.messages import (
     RequestError,
     Submit,
     TextPart,
+    Timings,
     TokenDelta,
     Usage,
     WorkerStatus,
@@ -57,7 +58,8 @@ def finished(submit: Submit, completion_tokens: int) -> EndDelta:
     usage = Usage(
         prompt_tokens, image_tokens=4 * len(submit.pictures), completion_tokens=completion_tokens, cached_tokens=2
     )
-    return EndDelta(request_id=submit.request_id, outcome=Outcome.FINISHED, usage=usage)
+    timings = Timings(prepare=0.5, queue=0.25, prefill=2, decode=4)
+    return EndDelta(request_id=submit.request_id, outcome=Outcome.FINISHED, usage=usage, timings=timings)
 
 
 def failed(submit: Submit, code: str) -> EndDelta:
