@@ -1,4 +1,4 @@
-"""The requests and answers of OpenAI's two generating routes."""
+"""The requests and answers of OpenAI's two generating routes, and of ``/tokenize``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,6 @@ from app.openai.parameters import OpenAIParameters, Unsupported
 from app.parameters import ASKED, GenerationParameters, RequestModel, optional_fields_may_be_null
 from app.schemas import ANSWERED, AnswerHead, TokenIds, is_none
 from protocol.messages import FinishReason, Usage
-
-
-def _prompt_or_messages(schema: dict[str, Any]) -> None:
-    optional_fields_may_be_null(schema)
-    schema["oneOf"] = [
-        {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
-        {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
-    ]
 
 
 class ChatCompletionRequest(OpenAIParameters, GenerationParameters):
@@ -92,6 +84,14 @@ class CompletionRequest(OpenAIParameters):
     @property
     def likeliest(self) -> int | None:
         return self.logprobs
+
+
+def _prompt_or_messages(schema: dict[str, Any]) -> None:
+    optional_fields_may_be_null(schema)
+    schema["oneOf"] = [
+        {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+        {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+    ]
 
 
 class TokenizeRequest(RequestModel):

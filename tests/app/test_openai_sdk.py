@@ -113,3 +113,33 @@ async def test_every_sampling_parameter(sdk: openai.AsyncOpenAI, gateway: Gatewa
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (1, -0.5)
     assert sampling.logit_bias == {5: -100, 7: 1}
     assert (sampling.min_p, sampling.repetition_penalty, submit.cache_salt) == (0.1, 1.1, "salt")
+
+
+DEVELOPER = {"role": "developer", "content": "You are a helpful assistant."}
+HELLO = {"role": "user", "content": "Hello!"}
+BOSTON = {"role": "user", "content": "What is the weather like in Boston today?"}
+FOREST = {"type": "image_url", "image_url": {"url": "https://example.org/boardwalk.jpg"}}
+WEATHER = {"type": "function", "function": {"name": "get_current_weather", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "refused"),
+    [
+        ("chat/completions", {"messages": [DEVELOPER, HELLO]}, None),
+        ("chat/completions", {"messages": [DEVELOPER, HELLO], "stream": True}, None),
+        ("chat/completions", {"messages": [HELLO], "logprobs": True, "top_logprobs": 2}, None),
+        ("chat/completions", {"messages": [BOSTON], "tools": [WEATHER], "tool_choice": "auto"}, "tools"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is in this image?"}, FOREST]}]},
+            "messages[0].content[1].image_url.url",
+        ),
+        ("completions", {"prompt": "Say this is a test", "max_tokens": 7, "temperature": 0}, None),
+        ("completions", {"prompt": "Say this is a test", "max_tokens": 7, "temperature": 0, "stream": True}, None),
+    ],
+)
+async def test_the_examples_of_openai_s_reference(gateway: Gateway, path: str, body: Any, refused: str | None) -> None:
+    """As its ``curl`` commands send them; what does not work here is refused by name."""
+    answer = await gateway.client.post(f"/v1/{path}", json={"model": MODEL, **body})
+    assert answer.status_code == (200 if refused is None else 400)
+    assert refused is None or answer.json()["error"]["param"] == refused
