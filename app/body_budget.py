@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 from app.errors import too_many_requests
 
@@ -13,9 +14,14 @@ RETRY_SECONDS = 1.0
 class BodyBudget:
     """``max_bytes`` for all; one request alone gets what it needs, so that no request is refused for ever."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, on_change: Callable[[int], object] = lambda used: None) -> None:
         self.used = 0
+        self._on_change = on_change
         self._max_bytes = max_bytes
+
+    def add(self, size: int) -> None:
+        self.used += size
+        self._on_change(self.used)
 
     def fits(self, more: int, held: int) -> bool:
         """Whether a request that holds ``held`` bytes may have ``more``."""
@@ -40,7 +46,7 @@ class BodyShare:
             message = "The server holds all the request bytes that it takes. Try again shortly."
             raise too_many_requests("server_busy", message, RETRY_SECONDS)
         self._held += size
-        self._budget.used += size
+        self._budget.add(size)
 
     def pass_on(self, *heirs: object) -> None:
         """From now on the share lasts as long as one of ``heirs``, objects that can be referenced weakly."""
@@ -60,5 +66,5 @@ class BodyShare:
             self._give_back()
 
     def _give_back(self) -> None:
-        self._budget.used -= self._held
+        self._budget.add(-self._held)
         self._held = 0

@@ -45,10 +45,11 @@ class ApiError(Exception):
         message = INTERNAL_MESSAGE if error.code is ErrorCode.INTERNAL else error.message
         return cls(STATUS[error.code], error.code.value, message, error.param)
 
+    def body(self) -> dict[str, str | None]:
+        return {"message": self.message, "type": _kind(self.status), "param": self.param, "code": self.code}
+
     def envelope(self) -> dict[str, dict[str, str | None]]:
-        return {
-            "error": {"message": self.message, "type": _kind(self.status), "param": self.param, "code": self.code},
-        }
+        return {"error": self.body()}
 
     def response(self) -> JSONResponse:
         seconds = RETRY_AFTER_SECONDS.get(HTTPStatus(self.status))

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from fastapi import Request
 from msgspec.structs import replace
 
 from app.errors import ApiError, internal_error, unavailable
@@ -17,7 +18,8 @@ from app.interleave import interleaved
 from app.parameters import CommonParameters
 from app.pictures import Picture
 from app.settings import Settings
-from app.worker.connection import NOT_CONNECTED, WorkerConnection
+from app.worker.connection import NOT_CONNECTED
+from app.worker.pool import WorkerPool
 from protocol.messages import (
     ChatMessage,
     ChosenToken,
@@ -43,13 +45,14 @@ def now() -> int:
     return int(time.time())
 
 
-def served_model(worker: WorkerConnection, asked: str | None) -> str:
-    """The model's name. Raises :class:`ApiError` when another was asked for, or the worker is away."""
-    if worker.status is None:
+def served_model(worker: WorkerPool, asked: str | None) -> str:
+    """The model's name. Raises :class:`ApiError` when there is no such model, or its worker is away."""
+    name = worker.default_model if asked is None else asked
+    if name in worker.models:
+        return name
+    if name is None or worker.status is None or worker.may_serve(name):
         raise ApiError.from_worker(NOT_CONNECTED)
-    if asked not in (None, worker.status.model):
-        raise ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND.value, "There is no such model.", "model")
-    return worker.status.model
+    raise ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND.value, "There is no such model.", "model")
 
 
 def user_message(text: str, pictures: int = 0) -> ChatMessage:
@@ -58,6 +61,7 @@ def user_message(text: str, pictures: int = 0) -> ChatMessage:
 
 
 def new_submit(
+    request: Request,
     id_prefix: str,
     model: str,
     messages: tuple[ChatMessage, ...],
@@ -74,10 +78,11 @@ def new_submit(
         deadline_seconds=settings.deadline_seconds,
         return_prompt_token_ids=parameters.return_token_ids,
         cache_salt=parameters.cache_salt,
+        http_request_id=request.state.request_id,
     )
 
 
-def generate(worker: WorkerConnection, submit: Submit) -> Generated:
+def generate(worker: WorkerPool, submit: Submit) -> Generated:
     """What the worker generates. Raises :class:`ApiError` when the request fails; closed early, it is cancelled."""
     return _generated(worker.generate(submit))
 
@@ -88,7 +93,7 @@ async def _generated(all_deltas: AsyncGenerator[Delta, None]) -> Generated:
             yield _usage(delta) if isinstance(delta, EndDelta) else delta
 
 
-def generate_all(worker: WorkerConnection, submits: Sequence[Submit]) -> Generated:
+def generate_all(worker: WorkerPool, submits: Sequence[Submit]) -> Generated:
     """The same for several prompts as one generation: choices are counted prompt by prompt, usages are added up."""
     if len(submits) == 1:
         return generate(worker, submits[0])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from protocol.messages import Delta, EndDelta, Outcome, TokenDelta, WorkerStatus
+from protocol.messages import Delta, EndDelta, ErrorCode, Outcome, TokenDelta, WorkerStatus
 
 PREFIX = "multimodal:"
 _FIRST_TOKEN_BUCKETS = (
@@ -46,23 +48,42 @@ _PARTS = {
 _TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
+Statuses = Callable[[], Mapping[str, WorkerStatus | None]]
+"""What each worker said last, by its address."""
+
+
 class Metrics:
     """Counts requests and their tokens as they pass. One object a gateway process."""
 
-    def __init__(self, status: Callable[[], WorkerStatus | None]) -> None:
-        """``status`` is asked when the metrics are read."""
+    def __init__(self, statuses: Statuses) -> None:
+        """``statuses`` is asked when the metrics are read."""
         self.registry = CollectorRegistry()
-        self.registry.register(_WorkerState(status))
+        """What this process counts."""
+        self.shown = self.registry
+        """What is read: where several processes share the port, the sum of what all of them count."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self.shown = CollectorRegistry()
+            MultiProcessCollector(self.shown)  # type: ignore[no-untyped-call]
+        self.shown.register(_WorkerState(statuses))
         self.http_requests = Counter(
             f"{PREFIX}http_requests",
             "HTTP requests answered.",
             ["method", "route", "status"],
             registry=self.registry,
         )
+        self.media_fetch_seconds = self._histogram(
+            "media_fetch_seconds", "Time that pictures took to be fetched by URL, or to fail.", _REQUEST_BUCKETS
+        )
+        self.media_fetch_failures = self._counter(
+            "media_fetch_failure", "Pictures that could not be fetched by URL, by the reason.", "reason"
+        )
         self.key_requests = self._counter("key_requests", "HTTP requests with an API key.", "key_name", "status")
         self.connections_cut = self._counter("connections_cut", "Connections that held a place for nothing.", "reason")
         self.body_bytes = Gauge(
-            f"{PREFIX}request_body_bytes", "Bytes of request bodies that are held.", registry=self.registry
+            f"{PREFIX}request_body_bytes",
+            "Bytes of request bodies that are held.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, those of pictures included.")
         self._image_tokens = self._counter("image_tokens", "Tokens of pictures in prompts.")
@@ -71,6 +92,9 @@ class Metrics:
         self._succeeded = self._counter("request_success", "Requests finished, by the reason.", "finished_reason")
         self._failed = self._counter("request_failure", "Requests that failed, by the error's code.", "code")
         self._cancelled = self._counter("request_cancelled", "Requests whose caller went away.")
+        self._retried = self._counter(
+            "request_retries", "Requests tried on a second worker, by the first one's code.", "code"
+        )
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "From a request's arrival to its first token.", _FIRST_TOKEN_BUCKETS
         )
@@ -93,6 +117,10 @@ class Metrics:
             part: self._histogram(f"request_{part}_time_seconds", told, _FIRST_TOKEN_BUCKETS)
             for part, told in _PARTS.items()
         }
+
+    def retried(self, code: ErrorCode) -> None:
+        """A worker had failed with ``code`` before it produced anything, and another one is asked."""
+        self._retried.labels(code.value).inc()
 
     async def measured(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
         """The same deltas, counted. One that is closed before its end counts as cancelled."""
@@ -147,21 +175,34 @@ class Metrics:
 
 
 class _WorkerState(Collector):
-    """What the worker said of itself last; nothing but its absence while it cannot be heard."""
+    """What each worker said of itself last; nothing but its absence while it cannot be heard."""
 
-    def __init__(self, status: Callable[[], WorkerStatus | None]) -> None:
-        self._status = status
+    def __init__(self, statuses: Statuses) -> None:
+        self._statuses = statuses
 
     def collect(self) -> Iterator[Metric]:
-        status = self._status()
-        yield _gauge("worker_ready", "Whether a generation would succeed.", status is not None and status.ready)
-        if status is not None:
-            yield _gauge("num_requests_running", "Requests the engine computes.", status.running)
-            yield _gauge("num_requests_waiting", "Requests that wait for the engine.", status.waiting)
-            yield _gauge("kv_cache_usage_perc", "Part of the KV blocks in use, 0 to 1.", status.kv_cache_usage)
-            told = "Times that a request gave its KV blocks back and started again."
-            yield CounterMetricFamily(f"{PREFIX}num_preemptions", told, value=status.counters.preemptions)
+        statuses = self._statuses()
+        heard = {worker: status for worker, status in statuses.items() if status is not None}
+        ready = {worker: status is not None and status.ready for worker, status in statuses.items()}
+        yield _gauge("worker_ready", "Whether a generation would succeed.", ready)
+        for name, told, value in _WORKER_GAUGES:
+            yield _gauge(name, told, {worker: value(status) for worker, status in heard.items()})
+        told = "Times that a request gave its KV blocks back and started again."
+        preemptions = CounterMetricFamily(f"{PREFIX}num_preemptions", told, labels=["worker"])
+        for worker, status in heard.items():
+            preemptions.add_metric([worker], status.counters.preemptions)
+        yield preemptions
 
 
-def _gauge(name: str, told: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(PREFIX + name, told, value=float(value))
+_WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerStatus], float]], ...] = (
+    ("num_requests_running", "Requests the engine computes.", lambda status: status.running),
+    ("num_requests_waiting", "Requests that wait for the engine.", lambda status: status.waiting),
+    ("kv_cache_usage_perc", "Part of the KV blocks in use, 0 to 1.", lambda status: status.kv_cache_usage),
+)
+
+
+def _gauge(name: str, told: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(PREFIX + name, told, labels=["worker"])
+    for worker, value in values.items():
+        family.add_metric([worker], float(value))
+    return family

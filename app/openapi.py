@@ -14,7 +14,16 @@ from pydantic import BaseModel
 from app import __version__
 from app.middleware.authentication import OPEN_PATHS
 from app.parameters import GenerationParameters
-from app.schemas import CompletionChunk, ErrorAnswer, GenerateBody
+from app.schemas import (
+    LINKS,
+    BatchBody,
+    BatchChunk,
+    BatchErrorEvent,
+    CompletionChunk,
+    ErrorAnswer,
+    GenerateBody,
+)
+from protocol.pictures import FORMATS_IN_WORDS
 
 REF = "#/components/schemas/{model}"
 
@@ -30,7 +39,7 @@ ERRORS = {
     408: "The body did not come in time.",
     413: "The body or a picture is too large.",
     415: "The body has another content type than this route takes.",
-    422: "A picture cannot be taken: unreadable, too many pixels, or an unsupported format.",
+    422: "A picture cannot be taken: unreadable, too many pixels, an unsupported format, or not to be had at its URL.",
     429: "Too many requests: of this caller, or in all. `Retry-After` says when to try again.",
     500: "The server failed. The fault is logged under the request's `X-Request-Id`.",
     503: "The model server is away or starting, or there are too many connections. `Retry-After` says how long.",
@@ -56,16 +65,19 @@ def _error_response(status: int) -> dict[str, Any]:
     return response
 
 
-def generation_responses(chunk: type[BaseModel], example: str) -> dict[int | str, dict[str, Any]]:
-    """Those of a generating route whose events are ``chunk``; the whole answer is the route's response model."""
-    data = {"anyOf": [{"$ref": REF.format(model=model.__name__)} for model in (chunk, ErrorAnswer)]}
+def generation_responses(example: str, *chunks: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Those of a generating route whose events are ``chunks``; the whole answer is the route's response model."""
     events = {
         "schema": {
             "type": "object",
             "description": "One event. The last one's `data` is `[DONE]`, that of the others JSON.",
             "required": ["data"],
             "properties": {
-                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": one_of(*chunks, ErrorAnswer),
+                },
             },
         },
         "example": f"data: {example}\n\ndata: [DONE]\n\n",
@@ -76,8 +88,14 @@ def generation_responses(chunk: type[BaseModel], example: str) -> dict[int | str
     }
 
 
+def one_of(*models: type[BaseModel]) -> dict[str, Any]:
+    """The schema of what is one of ``models``."""
+    schemas = [{"$ref": REF.format(model=model.__name__)} for model in models]
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
 def _form_schema() -> dict[str, Any]:
-    """The multipart body: the fields of ``GenerateBody``, files for pictures, and each parameter on its own too."""
+    """The multipart body: the fields of ``GenerateBody``, pictures as they are, and each parameter on its own too."""
     body = GenerateBody.model_json_schema(ref_template=REF)["properties"]
     parameters = GenerationParameters.model_json_schema(ref_template=REF)["properties"]
     return {
@@ -87,7 +105,13 @@ def _form_schema() -> dict[str, Any]:
             "image": {
                 "type": "array",
                 "items": {"type": "string", "format": "binary"},
-                "description": "The pictures (PNG, JPEG, WEBP, GIF or BMP), in prompt order.",
+                "description": f"The pictures ({FORMATS_IN_WORDS}), in prompt order.",
+            },
+            "image_url": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": f"Pictures as data URLs. {LINKS} In prompt order with `image`.",
+                "examples": [[]],
             },
             "prompt": body["prompt"],
             "params": {
@@ -119,7 +143,9 @@ GENERATE_OPERATION: dict[str, Any] = {
     "description": (
         "Send a form (`image`, `prompt`, `params`; each parameter may also be a field of its own, `stop` several "
         "times; an empty field counts as not given) or the same as JSON. A parameter given twice must have the same "
-        "value. With `stream`, the answer is server-sent events: chunks as tokens are generated, a last chunk without "
+        "value. JSON with `prompts` is a batch: in the order of the prompts, the completion or the error that each "
+        "would have got alone. Its status is 200 if one was answered, else that of the first error. "
+        "With `stream`, the answer is server-sent events: chunks as tokens are generated, a last chunk without "
         f"choices that carries `usage`, then `data: [DONE]`. {STREAM_ENDS}"
     ),
     "openapi_extra": {
@@ -128,7 +154,7 @@ GENERATE_OPERATION: dict[str, Any] = {
             "content": {
                 "multipart/form-data": {"schema": _form_schema()},
                 "application/json": {
-                    "schema": {"$ref": REF.format(model="GenerateBody")},
+                    "schema": one_of(GenerateBody, BatchBody),
                     "examples": {
                         "text": {
                             "summary": "Text only",
@@ -142,13 +168,24 @@ GENERATE_OPERATION: dict[str, Any] = {
                                 "params": {"max_tokens": 40},
                             },
                         },
+                        "batch": {
+                            "summary": "Several prompts",
+                            "value": {
+                                "prompts": ["Say hello.", "What is in this image?"],
+                                "images": [[], [{"data": "R0lGODlhAQABAIAAAP8AAAAAACwAAAAAAQABAAACAkQBADs="}]],
+                                "params": {"max_tokens": 40},
+                            },
+                        },
                     },
                 },
             },
         }
     },
     "responses": generation_responses(
-        CompletionChunk, '{"id": "gen-…", "choices": [{"index": 0, "text": "A red", …}], …}'
+        '{"id": "gen-…", "choices": [{"index": 0, "text": "A red", …}], …}',
+        CompletionChunk,
+        BatchChunk,
+        BatchErrorEvent,
     ),
 }
 

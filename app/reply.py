@@ -17,7 +17,7 @@ from app.errors import ApiError, internal_error
 from app.event_stream import DONE, EventStream, error_event, event
 from app.generation import Answer, ChoiceText, Generated, collect, generate_all, now
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta, Usage
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Reply(ABC):
     def counts(self, usage: Usage) -> BaseModel:
         """The usage."""
 
-    def whole(self, answer: Answer) -> str:
+    def completed(self, answer: Answer) -> BaseModel:
         """The answer in one piece."""
         choices = [
             self.choice(index, choice, self._token_ids(choice.token_ids))
@@ -53,8 +53,7 @@ class Reply(ABC):
         ]
         prompt_token_ids = self._token_ids(answer.prompt_token_ids)
         usage = self.counts(answer.usage)
-        completion = self.completion(**self.head, choices=choices, usage=usage, prompt_token_ids=prompt_token_ids)
-        return completion.model_dump_json()
+        return self.completion(**self.head, choices=choices, usage=usage, prompt_token_ids=prompt_token_ids)
 
     def events(self, item: TokenDelta | Usage) -> Iterator[str]:
         """What a stream says of it, mostly one event."""
@@ -74,7 +73,7 @@ class Reply(ABC):
 
 
 async def respond(
-    request: Request, worker: WorkerConnection, submits: list[Submit], reply: Reply, stream: bool, *, settings: Settings
+    request: Request, worker: WorkerPool, submits: list[Submit], reply: Reply, stream: bool, *, settings: Settings
 ) -> Response:
     """Generates. Raises :class:`ApiError` for a failure before the first delta, which can still have its own status.
 
@@ -89,7 +88,7 @@ async def respond(
         first = await unless_disconnected(request.receive, anext(generated))
         return EventStream(_events(reply, first, generated), ping_seconds=settings.ping_seconds)
     answer = await unless_disconnected(request.receive, collect(generated))
-    return Response(reply.whole(answer), media_type="application/json")
+    return Response(reply.completed(answer).model_dump_json(), media_type="application/json")
 
 
 async def _events(reply: Reply, first: TokenDelta | Usage, rest: Generated) -> AsyncGenerator[bytes, None]:

@@ -2,34 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from app.logprobs import ChoiceLogprobs
-from app.parameters import GenerationParameters, RequestModel, without_null_defaults
+from app.parameters import ASKED, GenerationParameters, RequestModel, optional_fields_may_be_null, without_null_defaults
 from protocol.messages import FinishReason, Usage
+from protocol.pictures import FORMATS_IN_WORDS
 
 ANSWERED = ConfigDict(json_schema_extra=without_null_defaults)
 
+LINKS = "Where this server is set up to fetch pictures (`--allowed_media_domains`), an http or https URL too."
+Prompt = Annotated[str, Field(min_length=1, description="The user's text.", examples=["What is in this image?"])]
 
-class EncodedPicture(RequestModel):
-    """A PNG, JPEG, WEBP, GIF or BMP file."""
 
-    data: str = Field(description="The file's bytes in base64.", json_schema_extra={"contentEncoding": "base64"})
+def _one_of_its_fields(schema: dict[str, Any]) -> None:
+    optional_fields_may_be_null(schema)
+    names = list(schema["properties"])
+    schema["oneOf"] = [
+        {"required": [name], "properties": {one: {"type": "string" if one == name else "null"} for one in names}}
+        for name in names
+    ]
+
+
+class PictureSource(RequestModel):
+    """A picture file: itself, or where it is."""
+
+    model_config = ASKED | ConfigDict(json_schema_extra=_one_of_its_fields)
+
+    data: str | None = Field(
+        default=None,
+        description=f"The bytes of a {FORMATS_IN_WORDS} file in base64.",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
+    url: str | None = Field(default=None, description=f"The file as a data URL. {LINKS}")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> PictureSource:
+        if (self.data is None) == (self.url is None):
+            raise ValueError('must have either "data" or "url".')
+        return self
+
+
+Parameters = Annotated[GenerationParameters, Field(description="Sampling parameters.")]
+AskedModel = Annotated[str | None, Field(description="If given, it must be the served model's name (see /v1/models).")]
+AskedStream = Annotated[bool | None, Field(description='The same as "stream" in "params".')]
 
 
 class GenerateBody(RequestModel):
     """The request as JSON."""
 
-    prompt: str = Field(min_length=1, description="The user's text.", examples=["What is in this image?"])
-    images: list[EncodedPicture] = Field(default=[], description="The pictures, in prompt order.")
-    params: GenerationParameters = Field(default=GenerationParameters(), description="Sampling parameters.")
-    model: str | None = Field(
-        default=None, description="If given, it must be the served model's name (see /v1/models)."
+    prompt: Prompt
+    images: list[PictureSource] = Field(default=[], description="The pictures, in prompt order.")
+    params: Parameters = GenerationParameters()
+    model: AskedModel = None
+    stream: AskedStream = None
+
+
+class BatchBody(RequestModel):
+    """Several prompts in one request. Each is answered as if it had been asked alone, with the same parameters."""
+
+    prompts: list[Prompt] = Field(min_length=1, description="The texts, one for each answer.")
+    images: list[list[PictureSource]] = Field(
+        default=[], description="The pictures of each prompt: as many lists as prompts, or none at all."
     )
-    stream: bool | None = Field(default=None, description='The same as "stream" in "params".')
+    params: Parameters = GenerationParameters()
+    model: AskedModel = None
+    stream: AskedStream = None
 
 
 def is_none(value: object) -> bool:
@@ -109,6 +150,12 @@ class CompletionChunk(AnswerHead):
     prompt_token_ids: TokenIds = None
 
 
+class BatchChunk(CompletionChunk):
+    """One event of a batch's stream. The last one of each prompt has no choices and carries its usage."""
+
+    prompt_index: int = Field(description="The prompt that it belongs to.")
+
+
 class ErrorBody(BaseModel):
     message: str = Field(description="A sentence for the person who meets it.")
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
@@ -118,6 +165,20 @@ class ErrorBody(BaseModel):
 
 class ErrorAnswer(BaseModel):
     error: ErrorBody
+
+
+class BatchCompletion(AnswerHead):
+    """The answers to several prompts."""
+
+    object: Literal["text_completion.batch"] = "text_completion.batch"
+    answers: list[Completion | ErrorAnswer] = Field(description="In the order of the prompts.")
+    usage: UsageCounts = Field(description="Of all answers together.")
+
+
+class BatchErrorEvent(ErrorAnswer):
+    """An event of a batch's stream: one prompt failed, and the others go on."""
+
+    prompt_index: int
 
 
 class Model(BaseModel):
@@ -135,3 +196,15 @@ class ModelList(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok", "ready"]
+
+
+class TritonState(BaseModel):
+    """One Triton, by its own word."""
+
+    server_ready: bool = Field(description="Triton answers, and calls itself ready.")
+    models_ready: bool = Field(description="So it does of our models in it.")
+
+
+class TritonHealth(BaseModel):
+    status: Literal["Triton server is reachable and ready"] = "Triton server is reachable and ready"
+    workers: list[TritonState] = Field(description="In the order of `--triton_grpc_url`; at least one is ready.")

@@ -59,11 +59,14 @@ def validated(kind: type[Model], document: object) -> Model:
 
 
 def validated_json(kind: type[Model], body: bytes) -> Model:
+    return validated(kind, json_document(body))
+
+
+def json_document(body: bytes) -> Any:
     try:
-        document = from_json(body)
+        return from_json(body)
     except ValueError:
         raise bad_request("The body is not valid JSON.") from None
-    return validated(kind, document)
 
 
 def sentence(error: ValidationError) -> tuple[str, str]:

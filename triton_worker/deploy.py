@@ -84,9 +84,10 @@ def _add_gateway_flags(flags: Flags) -> None:
 
 
 def _gateway_drain_seconds() -> float:
-    """The gateway's own setting, where it is a number; the gateway refuses what is not."""
+    """The gateway's own settings, where they are numbers; the gateway refuses what is not."""
     try:
-        return float(os.environ.get("MULTIMODAL_SHUTDOWN_SECONDS", "30"))
+        delay = float(os.environ.get("MULTIMODAL_DRAIN_DELAY_SECONDS") or "0")
+        return delay + float(os.environ.get("MULTIMODAL_SHUTDOWN_SECONDS") or "30")
     except ValueError:
         return 0.0
 
@@ -94,6 +95,7 @@ def _gateway_drain_seconds() -> float:
 def _gateway_environment(arguments: argparse.Namespace, worker: WorkerSettings) -> dict[str, str]:
     given = {name: getattr(arguments, name) for name in _GATEWAY_OPTIONS}
     return {
+        "MULTIMODAL_OTLP_ENDPOINT": worker.otlp_endpoint or "",
         "MULTIMODAL_HOST": arguments.server_address,
         "MULTIMODAL_PORT": str(arguments.server_port),
         "MULTIMODAL_TRITON_GRPC_URL": worker.triton.grpc_target,

@@ -8,7 +8,7 @@ import time
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PROBES = frozenset({"/v1/health", "/health/live", "/health/ready", "/metrics"})
+PROBES = frozenset({"/v1/health", "/v1/triton_health", "/health/live", "/health/ready", "/metrics"})
 """Asked every few seconds by machines; logged only when debugging."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -66,4 +66,5 @@ def _fields(scope: Scope, status: int, seconds: float) -> dict[str, object]:
         "key_name": state.get("key_name"),
         "request_id": state.get("request_id"),
         "generation_id": state.get("generation_id"),
+        "trace_id": state.get("trace_id"),
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.disconnect import unless_disconnected
 from app.generation import ChoiceText, new_submit, served_model
 from app.intake import read_json
 from app.logprobs import ChoiceLogprobs
@@ -24,13 +25,14 @@ from app.openai.schemas import (
     ChatCompletionRequest,
     ChatDelta,
 )
+from app.picture_intake import PictureIntake
 from app.reply import Reply, respond
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta, Usage
 
 
-def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
+def router(settings: Settings, worker: WorkerPool, intake: PictureIntake) -> APIRouter:
     routes = APIRouter(tags=["openai"])
 
     @routes.post("/v1/chat/completions/", include_in_schema=False)
@@ -40,9 +42,10 @@ def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
 
     async def read(request: Request) -> tuple[list[Submit], Reply, bool]:
         asked = await read_json(request, ChatCompletionRequest)
-        messages, pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
+        messages, asked_pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
         model = served_model(worker, asked.model)
-        submit = new_submit("chatcmpl", model, messages, pictures, asked, settings)
+        pictures = await unless_disconnected(request.receive, intake.take(asked_pictures))
+        submit = new_submit(request, "chatcmpl", model, messages, pictures, asked, settings)
         return [submit], _Reply(submit, asked), asked.stream
 
     return routes

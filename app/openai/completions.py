@@ -20,11 +20,11 @@ from app.openai.reply import OpenAIReply
 from app.openai.schemas import CompletionRequest, TextChoice, TextChunkChoice, TextCompletion, TextCompletionChunk
 from app.reply import Reply, respond
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta
 
 
-def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
+def router(settings: Settings, worker: WorkerPool) -> APIRouter:
     routes = APIRouter(tags=["openai"])
 
     @routes.post("/v1/completions/", include_in_schema=False)
@@ -36,7 +36,9 @@ def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
         asked = await read_json(request, CompletionRequest)
         check_length(sum(map(len, asked.prompt)), "prompt", settings)
         model = served_model(worker, asked.model)
-        submits = [new_submit("cmpl", model, (user_message(text),), [], asked, settings) for text in asked.prompt]
+        submits = [
+            new_submit(request, "cmpl", model, (user_message(text),), [], asked, settings) for text in asked.prompt
+        ]
         return submits, _Reply(submits[0], asked), asked.stream
 
     return routes

@@ -64,7 +64,7 @@ CHAT_OPERATION: dict[str, Any] = {
         },
     ),
     "responses": generation_responses(
-        ChatCompletionChunk, '{"id": "chatcmpl-…", "choices": [{"index": 0, "delta": {"content": "A red"}, …}], …}'
+        '{"id": "chatcmpl-…", "choices": [{"index": 0, "delta": {"content": "A red"}, …}], …}', ChatCompletionChunk
     ),
 }
 
@@ -79,7 +79,7 @@ COMPLETIONS_OPERATION: dict[str, Any] = {
         {"text": {"summary": "A text", "value": {"prompt": "Say hello.", "max_tokens": 20, "temperature": 0}}},
     ),
     "responses": generation_responses(
-        TextCompletionChunk, '{"id": "cmpl-…", "choices": [{"index": 0, "text": "A red", …}], …}'
+        '{"id": "cmpl-…", "choices": [{"index": 0, "text": "A red", …}], …}', TextCompletionChunk
     ),
 }
 

@@ -14,40 +14,44 @@ from app.intake import check_length, read_json
 from app.openai.messages import read_conversation
 from app.openai.operations import TOKENIZE_OPERATION
 from app.openai.schemas import TokenizeRequest, Tokens
-from app.pictures import Picture
+from app.picture_intake import PictureIntake
+from app.pictures import AskedPicture
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 from protocol.messages import ChatMessage, Submit
 
 
-def router(settings: Settings, worker: WorkerConnection) -> APIRouter:
+def router(settings: Settings, worker: WorkerPool, intake: PictureIntake) -> APIRouter:
     routes = APIRouter(tags=["openai"])
 
     @routes.post("/v1/tokenize", include_in_schema=False)
     @routes.post("/tokenize", response_model=Tokens, **TOKENIZE_OPERATION)
     async def tokenize(request: Request) -> Tokens:
         asked = await read_json(request, TokenizeRequest)
-        messages, pictures = await asyncio.to_thread(_conversation, asked, settings)
+        messages, asked_pictures = await asyncio.to_thread(_conversation, asked, settings)
+        model = served_model(worker, asked.model)
+        pictures = await unless_disconnected(request.receive, intake.take(asked_pictures))
         submit = Submit(
             request_id=f"tok-{uuid.uuid4().hex}",
-            model=served_model(worker, asked.model),
+            model=model,
             messages=messages,
             pictures=tuple(picture.data for picture in pictures),
             deadline_seconds=settings.deadline_seconds,
             prompt_only=True,
             return_prompt_token_ids=True,
+            http_request_id=request.state.request_id,
         )
         request.state.generation_id = submit.request_id
         answer = await unless_disconnected(request.receive, collect(generate(worker, submit)))
-        if answer.prompt_token_ids is None or worker.status is None:
+        if answer.prompt_token_ids is None or model not in worker.models:
             raise internal_error()
         tokens = list(answer.prompt_token_ids)
-        return Tokens(count=len(tokens), max_model_len=worker.status.context_length, tokens=tokens)
+        return Tokens(count=len(tokens), max_model_len=worker.models[model], tokens=tokens)
 
     return routes
 
 
-def _conversation(asked: TokenizeRequest, settings: Settings) -> tuple[tuple[ChatMessage, ...], list[Picture]]:
+def _conversation(asked: TokenizeRequest, settings: Settings) -> tuple[tuple[ChatMessage, ...], list[AskedPicture]]:
     if (asked.prompt is None) == (asked.messages is None):
         raise bad_request('Either "prompt" or "messages" is needed.', "prompt")
     if asked.messages is not None:

@@ -173,10 +173,15 @@ SCRIPTS: dict[str, Script] = {
 class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         self.status = WorkerStatus(ready=True, model=MODEL, context_length=4096)
+        self.triton_ready = True
+        self.models_ready = True
+        self.triton_seconds = 0.0
         self.silent = False
         self.delivered = 0
         self.knows_sessions = True
         self.refusal: RequestError | None = None
+        self.refuses: RequestError | None = None
+        """How each request ends, at once, if set."""
         self.call_seconds = 0.0
         self.submits: list[Submit] = []
         self.controls: list[Control] = []
@@ -213,6 +218,14 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     @property
     def running(self) -> int:
         return len(self._running)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await asyncio.sleep(self.triton_seconds)
+        return service_pb2.ServerReadyResponse(ready=self.triton_ready)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        known = request.name in (CONTROL_MODEL, DELTAS_MODEL, self.status.model)
+        return service_pb2.ModelReadyResponse(ready=known and self.models_ready)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         assert request.model_name == CONTROL_MODEL
@@ -255,6 +268,10 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                 task.cancel()
             return
         self.submits.append(message)
+        if self.refuses is not None:
+            end = EndDelta(request_id=message.request_id, outcome=Outcome.FAILED, error=self.refuses)
+            self._outgoing[session_id].put_nowait(end)
+            return
         task = asyncio.create_task(self._run(message, self._outgoing[session_id].put_nowait))
         self._running[message.request_id] = task
 

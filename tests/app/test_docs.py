@@ -32,8 +32,9 @@ async def test_generate_is_documented(gateway: Gateway) -> None:
     bodies = operation["requestBody"]["content"]
     form = bodies["multipart/form-data"]["schema"]["properties"]
     assert form["image"]["items"]["format"] == "binary"
-    assert set(form) == {"image", "prompt", "params", "model", *GenerationParameters.model_fields}
-    assert bodies["application/json"]["schema"] == {"$ref": "#/components/schemas/GenerateBody"}
+    assert set(form) == {"image", "image_url", "prompt", "params", "model", *GenerationParameters.model_fields}
+    json_bodies = [f"#/components/schemas/{name}" for name in ("GenerateBody", "BatchBody")]
+    assert bodies["application/json"]["schema"] == {"anyOf": [{"$ref": body} for body in json_bodies]}
     assert set(operation["responses"]) == {"200", *map(str, ERRORS)}
     assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
 

@@ -132,6 +132,8 @@ ROUTES: list[tuple[str, dict[str, Any]]] = [
     (GENERATE, {"json": large("start_and_hang")}),
     (GENERATE, {"json": large("start_and_hang") | {"stream": True}}),
     (GENERATE, {"files": {"prompt": (None, "start_and_hang"), "image": ("x.bmp", picture("BMP", (200, 200)))}}),
+    (GENERATE, {"json": {"prompts": [large("start_and_hang")["prompt"]]}}),
+    (GENERATE, {"json": {"prompts": [large("start_and_hang")["prompt"]], "stream": True}}),
     ("/v1/completions", {"json": large("start_and_hang")}),
     ("/v1/chat/completions", {"json": {"messages": [{"role": "user", "content": large("hang")["prompt"]}]}}),
 ]

@@ -88,15 +88,16 @@ async def test_the_worker_s_own_state_is_shown() -> None:
     )
     async with gateway_with(worker) as gateway:
         found = await samples(gateway.client)
-        assert (found["num_requests_running"], found["num_requests_waiting"]) == (3, 2)
-        assert (found["kv_cache_usage_perc"], found["num_preemptions_total"]) == (0.25, 7)
-        assert found["worker_ready"] == 1
+        label = f'{{worker="{worker.url}"}}'
+        assert (found[f"num_requests_running{label}"], found[f"num_requests_waiting{label}"]) == (3, 2)
+        assert (found[f"kv_cache_usage_perc{label}"], found[f"num_preemptions_total{label}"]) == (0.25, 7)
+        assert found[f"worker_ready{label}"] == 1
         await worker.stop()
         while (await gateway.client.get("/health/ready")).status_code == 200:
             await asyncio.sleep(0.05)
         found = await samples(gateway.client)
-    assert found["worker_ready"] == 0
-    assert "num_requests_running" not in found
+    assert found[f"worker_ready{label}"] == 0
+    assert f"num_requests_running{label}" not in found
 
 
 async def test_made_up_paths_and_methods_make_no_labels() -> None:

@@ -201,7 +201,7 @@ async def test_a_failure_before_the_answer_has_its_status(
 async def test_too_much_of_everything() -> None:
     async with gateway_with(max_pictures=2, max_prompt_characters=10) as gateway:
         for content, param in (
-            ([image_url(picture())] * 3, "messages[0].content[2].image_url"),
+            ([image_url(picture())] * 3, "messages[0].content[2].image_url.url"),
             ([text("12345"), text("678901")], "messages"),
         ):
             answer = await gateway.client.post(CHAT, json={"messages": [{"role": "user", "content": content}]})

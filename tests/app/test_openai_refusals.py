@@ -165,7 +165,7 @@ async def test_pictures_of_others(gateway: Gateway, role: str) -> None:
 async def test_what_is_no_picture(gateway: Gateway) -> None:
     part = {"type": "image_url", "image_url": {"url": data_url(b"not a picture")}}
     error = await refused(gateway, 422, CHAT, json={"messages": [{"role": "user", "content": [part]}]})
-    assert (error["param"], error["code"]) == ("messages[0].content[0].image_url", "invalid_picture")
+    assert (error["param"], error["code"]) == ("messages[0].content[0].image_url.url", "invalid_picture")
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])

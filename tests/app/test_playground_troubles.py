@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.cli import build_server
 from app.errors import ApiError
+from app.media.fetcher import Network
 from app.settings import Settings
 from tests.app.conftest import gateway_in_a_thread
 from tests.app.scripted_worker import MODEL, ScriptedWorker
@@ -62,8 +63,8 @@ class RequireKey:
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def guarded(settings: Settings) -> uvicorn.Server:
-        server = build_server(settings)
+    def guarded(settings: Settings, network: Network | None) -> uvicorn.Server:
+        server = build_server(settings, network=network)
         server.config.app.add_middleware(RequireKey)  # type: ignore[union-attr]
         return server
 

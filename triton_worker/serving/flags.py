@@ -42,6 +42,7 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     _add_triton_flags(parser.add_argument_group("Triton"))
     _add_engine_flags(parser.add_argument_group("engine"))
     _add_picture_flags(parser.add_argument_group("pictures"))
+    _add_tracing_flags(parser.add_argument_group("tracing"))
 
 
 def _add_export_deploy_flags(flags: Flags) -> None:
@@ -111,6 +112,12 @@ def _add_triton_flags(flags: Flags) -> None:
     add_flag(flags, "--triton_metrics_port", type=port, default=8002, help="Port of Triton's metrics.")
 
 
+def _add_tracing_flags(flags: Flags) -> None:
+    add_flag(
+        flags, "--otlp_endpoint", type=collector, help="Send traces to this OTLP/gRPC collector, as http://host:4317."
+    )
+
+
 def _add_engine_flags(flags: Flags) -> None:
     add_flag(flags, "--tokenizer", help="Directory of the tokenizer, where the checkpoint holds none.")
     add_flag(flags, "--device", type=one_of("auto", "cpu", "cuda"), default="auto", help="auto, cpu or cuda.")
@@ -171,6 +178,7 @@ def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
         min_pixels=arguments.min_pixels,
         max_pixels=arguments.max_pixels,
         debug=arguments.debug_mode,
+        otlp_endpoint=arguments.otlp_endpoint,
     )
 
 
@@ -213,6 +221,13 @@ def model_name(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} has characters other than letters, digits, dots, dashes and _")
     if text.lower() in (wire.CONTROL_MODEL, wire.DELTAS_MODEL):
         raise argparse.ArgumentTypeError(f"{text!r} is the name of a model that the gateway needs")
+    return text
+
+
+def collector(text: str) -> str:
+    """Converter that takes the address of an OTLP/gRPC collector."""
+    if not re.fullmatch(r"https?://[^/\s]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form http://host:port or https://host:port")
     return text
 
 

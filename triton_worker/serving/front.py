@@ -44,6 +44,7 @@ from triton_worker.processing.processor import Processor
 from triton_worker.processing.refusal import RequestRefused
 from triton_worker.serving.generation import Generation
 from triton_worker.serving.session import Session
+from triton_worker.serving.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +86,13 @@ class Front:
         to_engine: Callable[[ToEngine], None],
         preparing: Executor,
         max_requests: int,
+        tracing: Tracing | None = None,
     ) -> None:
         """``max_requests``: how many may be in the worker at once, running and waiting; more are refused.
 
         Each choice of a request counts.
         """
+        self._tracing = tracing
         self._model = model
         self._processor = processor
         self._to_engine = to_engine
@@ -160,6 +163,8 @@ class Front:
 
     def generate(self, submit: Submit, emit: Callable[[Delta], None]) -> Generation:
         """Start one generation. ``emit`` takes its deltas, the terminal one last; at once if the request is refused."""
+        if self._tracing is not None:
+            emit = self._tracing.traced(submit, emit)
         generation = Generation(submit, emit)
         refusal = self._refused(submit)
         if refusal is not None:

@@ -42,3 +42,5 @@ class WorkerSettings:
     min_pixels: int | None
     max_pixels: int | None
     debug: bool
+    otlp_endpoint: str | None = None
+    """Where traces go, if anywhere."""

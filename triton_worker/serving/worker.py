@@ -25,6 +25,7 @@ from triton_worker.engine.process import EngineProcess, EngineSettings
 from triton_worker.models.registry import UnknownModelFamily, picture_unit
 from triton_worker.processing.pictures import PictureLimits, ResizeBounds
 from triton_worker.processing.processor import Processor
+from triton_worker.serving import tracing
 from triton_worker.serving.front import Front
 from triton_worker.serving.leftovers import RunDirectory, sweep_dead_runs
 from triton_worker.serving.reference_model import ReferenceModel
@@ -53,6 +54,8 @@ def run_worker(settings: WorkerSettings, stop_asked: threading.Event) -> int:
     run_directory = None
     try:
         _check_parallelism(settings)
+        if settings.otlp_endpoint is not None and not tracing.installed():
+            raise WorkerError(tracing.NEEDED)
         checkpoint = open_checkpoint(settings.nemo_checkpoint, settings.tokenizer)
         sweep_dead_runs()  # first: a predecessor's Triton may still hold the ports
         _check_ports(settings)
@@ -116,12 +119,14 @@ class _Worker:
         processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), bounds)
         self._loop = asyncio.new_event_loop()
         self._engine = EngineProcess(self._engine_settings(processor), self._on_engine_message, self._on_engine_exit)
+        self._tracing = None if settings.otlp_endpoint is None else tracing.Tracing(settings.otlp_endpoint)
         self._front = Front(
             model=settings.model_name,
             processor=processor,
             to_engine=self._engine.send,
             preparing=ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="preparing"),
             max_requests=settings.max_requests,
+            tracing=self._tracing,
         )
         self._triton = TritonServer(self._front, self._loop, settings.triton, run_directory.workspace)
         self._triton.add_reference_model(
@@ -156,6 +161,8 @@ class _Worker:
         self._loop.call_soon_threadsafe(self._front.stop)
         self._engine.stop()
         self._triton.stop()
+        if self._tracing is not None:
+            self._tracing.close()
 
     # -- while it runs -------------------------------------------------------------------------------------------------
 
