@@ -70,7 +70,7 @@ def test_the_signature_is_the_seeds() -> None:
         ("[::1]:9000", ("[::1]:9000", False)),
     ],
 )
-def testtriton_addresses(url: str, address: tuple[str, bool]) -> None:
+def test_addresses(url: str, address: tuple[str, bool]) -> None:
     assert triton_address(url) == address
 
 
