@@ -101,6 +101,7 @@ class Metrics:
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, those of pictures included.")
         self._image_tokens = self._counter("image_tokens", "Tokens of pictures in prompts.")
+        self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts that were not computed again.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._succeeded = self._counter("request_success", "Requests finished, by the reason.", "finished_reason")
         self._failed = self._counter("request_failure", "Requests that failed, by the error's code.", "code")
@@ -113,7 +114,7 @@ class Metrics:
         )
         self._between_tokens = self._histogram(
             "inter_token_latency_seconds",
-            "Time between two deltas of a request, divided by the second one's tokens.",
+            "Time between two deltas of a choice, divided by the second one's tokens.",
             _BETWEEN_TOKENS_BUCKETS,
         )
         self._request_seconds = self._histogram(
@@ -136,7 +137,8 @@ class Metrics:
 
     async def measured(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
         """The same deltas, counted. One that is closed before its end counts as cancelled."""
-        began = last = time.monotonic()
+        began = time.monotonic()
+        last: dict[int, float] = {}  # by choice
         finish_reason = "stop"
         outcome = Outcome.CANCELLED
         try:
@@ -149,17 +151,17 @@ class Metrics:
                     else:
                         self._count_tokens(delta, now, began, last)
                         finish_reason = delta.finish_reason.value if delta.finish_reason else finish_reason
-                        last = now
+                        last[delta.index] = now
                     yield delta
         finally:
             if outcome is Outcome.CANCELLED:
                 self._cancelled.inc()
 
-    def _count_tokens(self, delta: TokenDelta, now: float, began: float, last: float) -> None:
-        if last == began:
+    def _count_tokens(self, delta: TokenDelta, now: float, began: float, last: Mapping[int, float]) -> None:
+        if not last:
             self._first_token.observe(now - began)
-        elif delta.token_ids:
-            self._between_tokens.observe((now - last) / len(delta.token_ids))
+        elif delta.token_ids and delta.index in last:
+            self._between_tokens.observe((now - last[delta.index]) / len(delta.token_ids))
 
     def _count_end(self, end: EndDelta, finish_reason: str, seconds: float) -> None:
         if end.error is not None:
@@ -170,6 +172,7 @@ class Metrics:
         if end.usage is not None:
             self._prompt_tokens.inc(end.usage.prompt_tokens)
             self._image_tokens.inc(end.usage.image_tokens)
+            self._cached_tokens.inc(end.usage.cached_tokens)
             self._generation_tokens.inc(end.usage.completion_tokens)
             self._request_prompt.observe(end.usage.prompt_tokens)
             self._request_generation.observe(end.usage.completion_tokens)

@@ -43,14 +43,25 @@ async def test_requests_and_tokens_are_counted(png: bytes) -> None:
     assert found["inter_token_latency_seconds_count"] >= 2
     assert 0.06 <= found["e2e_request_latency_seconds_sum"] < 5
     assert found["request_generation_tokens_count"] == 2
-    for part, seconds in (("prepare", 0.25), ("queue", 0.5), ("prefill", 0.75), ("decode", 1.0)):
-        assert found[f"request_{part}_time_seconds_count"] == 2
-        assert found[f"request_{part}_time_seconds_sum"] == 2 * seconds
+    assert found["cached_tokens_total"] == 4
+    parts = [found[f"request_{part}_time_seconds_sum"] for part in ("prepare", "queue", "prefill", "decode")]
+    assert parts == [1, 0.5, 4, 8]
+    assert found["request_queue_time_seconds_count"] == 2
     route = f'method="POST",route="{GENERATE}"'
     assert found[f'http_requests_total{{{route},status="200"}}'] == 2
     assert found[f'http_requests_total{{{route},status="429"}}'] == 1
     assert found[f'http_requests_total{{{route},status="400"}}'] == 1
     assert found['http_requests_total{method="GET",route="unknown",status="404"}'] == 1
+
+
+async def test_time_between_tokens_is_that_of_each_choice() -> None:
+    async with gateway_with() as gateway:
+        await gateway.generate("slowly one two three four", n=4, stream=True)
+        found = await samples(gateway.client)
+    latency = "inter_token_latency_seconds"
+    assert found[f"{latency}_count"] == 3 + 3 * 4
+    assert found[f"{latency}_sum"] >= 0.09 * 4, "the choices' deltas come together, but not their tokens"
+    assert found["time_to_first_token_seconds_count"] == 1
 
 
 async def test_a_caller_that_goes_away_is_counted_once() -> None:
