@@ -23,7 +23,7 @@ from app.middleware.connection_rules import ConnectionRules
 from app.middleware.cors import Cors
 from app.middleware.last_resort import LastResort
 from app.middleware.request_id import RequestId
-from app.openai import chat, completions
+from app.openai import chat, completions, tokenize
 from app.openai.operations import OPENAI_MODELS
 from app.openapi import install_openapi
 from app.picture_intake import PictureIntake
@@ -68,6 +68,7 @@ def create_app(settings: Settings, network: Network | None = None) -> FastAPI:
     app.include_router(generate.router(settings, worker, intake))
     app.include_router(chat.router(settings, worker, intake))
     app.include_router(completions.router(settings, worker))
+    app.include_router(tokenize.router(settings, worker, intake))
     app.include_router(health.router(worker))
     app.include_router(playground.router())
     app.include_router(docs.router())

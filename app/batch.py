@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from app.disconnect import all_of, unless_disconnected
 from app.errors import ApiError, internal_error
 from app.event_stream import DONE, EventStream, error_event, event
 from app.generation import Answer, Generated, collect, generate, now
+from app.interleave import interleaved
 from app.reply import Reply
 from app.schemas import BatchCompletion, BatchErrorEvent, ErrorAnswer, UsageCounts
 from app.settings import Settings
@@ -69,7 +69,7 @@ async def respond_batch(
     ]
     del asked
     if stream:
-        said = _interleaved(prompts)
+        said = interleaved([_said(prompt) for prompt in prompts])
         begun = await unless_disconnected(request.receive, _until_one_succeeds(said))
         return EventStream(_events(batch_id, prompts, begun, said), ping_seconds=settings.ping_seconds)
     answers = await unless_disconnected(request.receive, all_of(map(_answer, prompts)))
@@ -95,34 +95,20 @@ async def _answer(prompt: Generating | ApiError) -> Answer | ApiError:
         return error
 
 
-async def _interleaved(prompts: Prompts) -> AsyncGenerator[Said, None]:
-    """What is said of all prompts, as it comes. Closed before the end, it cancels what is left."""
-    waiting: asyncio.Queue[Said] = asyncio.Queue(maxsize=1)  # deltas that nobody takes yet are merged further in
-
-    async def tell(index: int, prompt: Generating | ApiError) -> None:
-        try:
-            if isinstance(prompt, ApiError):
-                raise prompt
-            async with aclosing(prompt.generated) as generated:
-                async for item in generated:
-                    await waiting.put((index, item))
-        except ApiError as error:
-            await waiting.put((index, error))
-        except Exception:
-            logger.exception("prompt %d of a batch failed", index)
-            await waiting.put((index, internal_error()))
-
-    telling = [asyncio.create_task(tell(index, prompt)) for index, prompt in enumerate(prompts)]
+async def _said(prompt: Generating | ApiError) -> AsyncGenerator[TokenDelta | Usage | ApiError, None]:
+    """What is said of one prompt; a failure is said, not raised, so that the others go on."""
+    if isinstance(prompt, ApiError):
+        yield prompt
+        return
     try:
-        unended = len(prompts)
-        while unended:
-            index, item = await waiting.get()
-            unended -= not isinstance(item, TokenDelta)
-            yield index, item
-    finally:
-        for task in telling:
-            task.cancel()
-        await asyncio.gather(*telling, return_exceptions=True)
+        async with aclosing(prompt.generated) as generated:
+            async for item in generated:
+                yield item
+    except ApiError as error:
+        yield error
+    except Exception:
+        logger.exception("a prompt of a batch failed")
+        yield internal_error()
 
 
 async def _until_one_succeeds(said: AsyncGenerator[Said, None]) -> list[Said]:
@@ -142,10 +128,10 @@ async def _events(
     async with aclosing(rest):
         try:
             for index, item in begun:
-                if document := _document(prompts[index], index, item):
+                for document in _documents(prompts[index], index, item):
                     yield event(document)
             async for index, item in rest:
-                if document := _document(prompts[index], index, item):
+                for document in _documents(prompts[index], index, item):
                     yield event(document)
         except Exception:
             logger.exception("stream of %s failed", batch_id)
@@ -154,11 +140,12 @@ async def _events(
             yield DONE
 
 
-def _document(prompt: Generating | ApiError, index: int, item: TokenDelta | Usage | ApiError) -> str | None:
+def _documents(prompt: Generating | ApiError, index: int, item: TokenDelta | Usage | ApiError) -> Iterator[str]:
     if isinstance(item, ApiError):
-        return BatchErrorEvent(prompt_index=index, error=item.body()).model_dump_json()
+        yield BatchErrorEvent(prompt_index=index, error=item.body()).model_dump_json()
+        return
     assert isinstance(prompt, Generating), "nothing is generated for a prompt that has failed"
-    return prompt.reply.event(item)
+    yield from prompt.reply.events(item)
 
 
 def _entry(prompt: Generating | ApiError, answer: Answer | ApiError) -> BaseModel:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from fastapi import Request
+from msgspec.structs import replace
 
 from app.errors import ApiError, internal_error, unavailable
+from app.interleave import interleaved
+from app.parameters import CommonParameters
 from app.pictures import Picture
-from app.schemas import GenerationParameters
 from app.settings import Settings
 from app.worker.connection import NOT_CONNECTED
 from app.worker.pool import WorkerPool
 from protocol.messages import (
     ChatMessage,
+    ChosenToken,
     Delta,
     EndDelta,
     ErrorCode,
@@ -63,7 +66,7 @@ def new_submit(
     model: str,
     messages: tuple[ChatMessage, ...],
     pictures: list[Picture],
-    parameters: GenerationParameters,
+    parameters: CommonParameters,
     settings: Settings,
 ) -> Submit:
     return Submit(
@@ -74,6 +77,7 @@ def new_submit(
         sampling=parameters.sampling(),
         deadline_seconds=settings.deadline_seconds,
         return_prompt_token_ids=parameters.return_token_ids,
+        cache_salt=parameters.cache_salt,
         http_request_id=request.state.request_id,
     )
 
@@ -87,6 +91,30 @@ async def _generated(all_deltas: AsyncGenerator[Delta, None]) -> Generated:
     async with aclosing(all_deltas) as deltas:
         async for delta in deltas:
             yield _usage(delta) if isinstance(delta, EndDelta) else delta
+
+
+def generate_all(worker: WorkerPool, submits: Sequence[Submit]) -> Generated:
+    """The same for several prompts as one generation: choices are counted prompt by prompt, usages are added up."""
+    if len(submits) == 1:
+        return generate(worker, submits[0])
+    return _together([generate(worker, submit) for submit in submits], choices=submits[0].sampling.n)
+
+
+async def _together(generations: list[Generated], choices: int) -> Generated:
+    """``choices`` is the number of each."""
+    usages: list[Usage] = []
+    async with aclosing(interleaved(generations)) as items:
+        async for prompt, item in items:
+            if isinstance(item, Usage):
+                usages.append(item)
+            else:
+                yield replace(item, index=prompt * choices + item.index)
+    yield Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        image_tokens=sum(usage.image_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
+    )
 
 
 def _usage(end: EndDelta) -> Usage:
@@ -109,6 +137,7 @@ class ChoiceText:
 
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[ChosenToken] = field(default_factory=list)
     finish_reason: FinishReason = FinishReason.STOP
 
     @property
@@ -136,6 +165,7 @@ async def collect(generated: Generated) -> Answer:
             choice = choices.setdefault(item.index, ChoiceText())
             choice.texts.append(item.text)
             choice.token_ids.extend(item.token_ids)
+            choice.logprobs.extend(item.logprobs)
             choice.finish_reason = item.finish_reason or choice.finish_reason
             prompt_token_ids = item.prompt_token_ids or prompt_token_ids
     raise AssertionError("a generation ends with its usage or raises")

@@ -10,19 +10,22 @@ from typing import Any
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from app.answer_format import MAX_GRAMMAR_CHARACTERS
 from app.data_url import from_picture_url
 from app.errors import ApiError, bad_request
 from app.multipart import Part, read_parts
+from app.parameters import GenerationParameters
 from app.pictures import AskedPicture, Picture, check_bytes, from_base64
-from app.schemas import BatchBody, GenerateBody, GenerationParameters, PictureSource
+from app.schemas import BatchBody, GenerateBody, PictureSource
 from app.settings import Settings
 from app.validation import Model, json_document, validated, validated_json
 
 PARAMETERS = frozenset(GenerationParameters.model_fields)
+TEXT_PARAMETERS = frozenset({"guided_regex", "cache_salt"})
 TEXT_FIELDS = frozenset({"prompt", "model", "params"})
 FORM_FIELDS = PARAMETERS | TEXT_FIELDS
-MAX_FIELD_BYTES = 64 * 1024
-"""For every form field but ``prompt`` and ``image``."""
+MAX_FIELD_BYTES = 5 * MAX_GRAMMAR_CHARACTERS
+"""For every form field but ``prompt`` and ``image``: a grammar, a character of which may take four bytes, fits."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ def _from_form(parts: list[Part]) -> GenerateCall:
         elif part.name in TEXT_FIELDS:
             texts[part.name] = _text(part)
         else:
-            fields[part.name] = _json_value(_text(part))
+            text = _text(part)
+            fields[part.name] = text if part.name in TEXT_PARAMETERS else _json_value(text)
     if not texts.get("prompt"):
         raise bad_request('"prompt" is required.', "prompt")
     parameters = validated(GenerationParameters, _merged(_params_object(texts.get("params")), fields))

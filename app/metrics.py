@@ -38,11 +38,32 @@ _BETWEEN_TOKENS_BUCKETS = (
     5.0,
 )
 _REQUEST_BUCKETS = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0)
+_REQUEST_PART_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, *_REQUEST_BUCKETS[2:])
+_REQUEST_PARTS = {
+    "prepare": "Time in which a request's pictures and text were prepared for the engine.",
+    "queue": "Time in which a request waited for the engine.",
+    "prefill": "From a request's first step to its first token.",
+    "decode": "From a request's first token to its last one.",
+}
+"""Fields of ``Timings``."""
 _TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
 Statuses = Callable[[], Mapping[str, WorkerStatus | None]]
 """What each worker said last, by its address."""
+
+_ENGINE_COUNTERS = {
+    "num_preemptions": ("preemptions", "Times that a request gave its KV blocks back and started again."),
+    "engine_steps": ("steps", "Steps of the engine."),
+    "engine_step_seconds": ("step_seconds", "Time spent in steps."),
+    "engine_prefill_tokens": ("prefill_tokens", "Prompt tokens computed; those from the prefix cache are not."),
+    "engine_decode_tokens": ("decode_tokens", "Tokens sampled."),
+    "prefix_cache_queries": ("prefix_queries", "Prompt tokens looked up in the prefix cache."),
+    "prefix_cache_hits": ("prefix_hits", "Prompt tokens found in the prefix cache."),
+    "mm_cache_queries": ("picture_queries", "Pictures looked up among those encoded before."),
+    "mm_cache_hits": ("picture_hits", "Pictures that were encoded before."),
+}
+"""Names of metrics, and the field of ``EngineCounters`` each shows."""
 
 
 class Metrics:
@@ -80,6 +101,7 @@ class Metrics:
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, those of pictures included.")
         self._image_tokens = self._counter("image_tokens", "Tokens of pictures in prompts.")
+        self._cached_tokens = self._counter("cached_tokens", "Tokens of prompts that were not computed again.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._succeeded = self._counter("request_success", "Requests finished, by the reason.", "finished_reason")
         self._failed = self._counter("request_failure", "Requests that failed, by the error's code.", "code")
@@ -92,7 +114,7 @@ class Metrics:
         )
         self._between_tokens = self._histogram(
             "inter_token_latency_seconds",
-            "Time between two deltas of a request, divided by the second one's tokens.",
+            "Time between two deltas of a choice, divided by the second one's tokens.",
             _BETWEEN_TOKENS_BUCKETS,
         )
         self._request_seconds = self._histogram(
@@ -104,6 +126,10 @@ class Metrics:
         self._request_generation = self._histogram(
             "request_generation_tokens", "Tokens generated for a request.", _TOKEN_COUNT_BUCKETS
         )
+        self._request_parts = {
+            part: self._histogram(f"request_{part}_time_seconds", told, _REQUEST_PART_BUCKETS)
+            for part, told in _REQUEST_PARTS.items()
+        }
 
     def retried(self, code: ErrorCode) -> None:
         """A worker had failed with ``code`` before it produced anything, and another one is asked."""
@@ -111,7 +137,8 @@ class Metrics:
 
     async def measured(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
         """The same deltas, counted. One that is closed before its end counts as cancelled."""
-        began = last = time.monotonic()
+        began = time.monotonic()
+        last: dict[int, float] = {}  # by choice
         finish_reason = "stop"
         outcome = Outcome.CANCELLED
         try:
@@ -124,17 +151,17 @@ class Metrics:
                     else:
                         self._count_tokens(delta, now, began, last)
                         finish_reason = delta.finish_reason.value if delta.finish_reason else finish_reason
-                        last = now
+                        last[delta.index] = now
                     yield delta
         finally:
             if outcome is Outcome.CANCELLED:
                 self._cancelled.inc()
 
-    def _count_tokens(self, delta: TokenDelta, now: float, began: float, last: float) -> None:
-        if last == began:
+    def _count_tokens(self, delta: TokenDelta, now: float, began: float, last: Mapping[int, float]) -> None:
+        if not last:
             self._first_token.observe(now - began)
-        elif delta.token_ids:
-            self._between_tokens.observe((now - last) / len(delta.token_ids))
+        elif delta.token_ids and delta.index in last:
+            self._between_tokens.observe((now - last[delta.index]) / len(delta.token_ids))
 
     def _count_end(self, end: EndDelta, finish_reason: str, seconds: float) -> None:
         if end.error is not None:
@@ -145,9 +172,13 @@ class Metrics:
         if end.usage is not None:
             self._prompt_tokens.inc(end.usage.prompt_tokens)
             self._image_tokens.inc(end.usage.image_tokens)
+            self._cached_tokens.inc(end.usage.cached_tokens)
             self._generation_tokens.inc(end.usage.completion_tokens)
             self._request_prompt.observe(end.usage.prompt_tokens)
             self._request_generation.observe(end.usage.completion_tokens)
+        if end.outcome is Outcome.FINISHED and end.timings is not None:
+            for part, histogram in self._request_parts.items():
+                histogram.observe(getattr(end.timings, part))
 
     def _counter(self, name: str, told: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, told, labels, registry=self.registry)
@@ -169,11 +200,11 @@ class _WorkerState(Collector):
         yield _gauge("worker_ready", "Whether a generation would succeed.", ready)
         for name, told, value in _WORKER_GAUGES:
             yield _gauge(name, told, {worker: value(status) for worker, status in heard.items()})
-        told = "Times that a request gave its KV blocks back and started again."
-        preemptions = CounterMetricFamily(f"{PREFIX}num_preemptions", told, labels=["worker"])
-        for worker, status in heard.items():
-            preemptions.add_metric([worker], status.counters.preemptions)
-        yield preemptions
+        for name, (field, told) in _ENGINE_COUNTERS.items():
+            family = CounterMetricFamily(PREFIX + name, told, labels=["worker"])
+            for worker, status in heard.items():
+                family.add_metric([worker], getattr(status.counters, field))
+            yield family
 
 
 _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerStatus], float]], ...] = (

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from app import __version__
 from app.middleware.authentication import OPEN_PATHS
+from app.parameters import GenerationParameters
 from app.schemas import (
     LINKS,
     BatchBody,
@@ -21,7 +22,6 @@ from app.schemas import (
     CompletionChunk,
     ErrorAnswer,
     GenerateBody,
-    GenerationParameters,
 )
 from protocol.pictures import FORMATS_IN_WORDS
 
@@ -68,7 +68,18 @@ def _error_response(status: int) -> dict[str, Any]:
 def generation_responses(example: str, *chunks: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Those of a generating route whose events are ``chunks``; the whole answer is the route's response model."""
     events = {
-        "schema": one_of(*chunks),
+        "schema": {
+            "type": "object",
+            "description": "One event. The last one's `data` is `[DONE]`, that of the others JSON.",
+            "required": ["data"],
+            "properties": {
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": one_of(*chunks, ErrorAnswer),
+                },
+            },
+        },
         "example": f"data: {example}\n\ndata: [DONE]\n\n",
     }
     return {
@@ -120,9 +131,11 @@ def _form_field(schema: dict[str, Any]) -> dict[str, Any]:
     field = {key: value for key, value in schema.items() if key != "default"}
     if "default" in schema:
         field["description"] += f" Default: {json.dumps(schema['default'])}."
-    if "anyOf" in field:  # stop: a form repeats the field
-        field |= field.pop("anyOf")[1]
-    return field | {"examples": [[] if field["type"] == "array" else ""]}
+    if isinstance(field.get("type"), list):  # a form has no null
+        field["type"] = field["type"][0]
+    if "anyOf" in field:  # the last but null: of stop the list, which is the field repeated
+        field |= field.pop("anyOf")[-2]
+    return field | {"examples": [[] if field.get("type") == "array" else ""]}
 
 
 GENERATE_OPERATION: dict[str, Any] = {

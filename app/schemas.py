@@ -7,92 +7,27 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from protocol.messages import FinishReason, SamplingParameters, Usage
+from app.logprobs import ChoiceLogprobs
+from app.parameters import ASKED, GenerationParameters, RequestModel, optional_fields_may_be_null, without_null_defaults
+from protocol.messages import FinishReason, Usage
 from protocol.pictures import FORMATS_IN_WORDS
 
-
-def _without_null_defaults(schema: dict[str, Any]) -> None:
-    for field in schema.get("properties", {}).values():
-        if field.get("default", 0) is None:
-            del field["default"]
-
-
-def _without_null(schema: dict[str, Any]) -> None:
-    """A field that may be left out is not a field that may be null."""
-    for field in schema["properties"].values():
-        if {"type": "null"} in field.get("anyOf", ()):
-            field |= field.pop("anyOf")[0]
-    _without_null_defaults(schema)
-
-
-ASKED = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_without_null)
-ANSWERED = ConfigDict(json_schema_extra=_without_null_defaults)
-
-TokenLimit = Annotated[int, Field(ge=1, le=2**31 - 1)]
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-class GenerationParameters(BaseModel):
-    """How tokens are chosen, when to stop, and what the answer holds."""
-
-    model_config = ASKED
-
-    max_tokens: TokenLimit | None = Field(
-        default=None,
-        description="Tokens to generate at most; without it, as many as the context has room for.",
-        examples=[40],
-    )
-    temperature: float = Field(default=1.0, ge=0, le=2, description="0 is greedy decoding.", examples=[0.2])
-    top_k: int = Field(
-        default=0,
-        ge=0,
-        le=2**31 - 1,
-        description="Sample among the k likeliest tokens; 0 is all of them.",
-        examples=[50],
-    )
-    top_p: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="Sample among the likeliest tokens whose probabilities add up to p; 0 leaves only the likeliest.",
-        examples=[0.9],
-    )
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
-        default=None,
-        description="Makes sampling repeatable; without it, drawn anew for each request.",
-        examples=[7],
-    )
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] = Field(
-        default=[],
-        description="Generation ends before this string, or the first of these; it is not part of the text.",
-        examples=[["\n\n"]],
-    )
-    ignore_eos: bool = Field(default=False, description="Go on after the end-of-sequence token (for measurements).")
-    return_token_ids: bool = Field(default=False, description="Answer with the token ids of prompt and choices too.")
-    stream: bool = Field(default=False, description="Answer with server-sent events while tokens are generated.")
-
-    def sampling(self) -> SamplingParameters:
-        return SamplingParameters(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
-            ignore_eos=self.ignore_eos,
-        )
-
+ANSWERED = ConfigDict(json_schema_extra=without_null_defaults)
 
 LINKS = "Where this server is set up to fetch pictures (`--allowed_media_domains`), an http or https URL too."
 Prompt = Annotated[str, Field(min_length=1, description="The user's text.", examples=["What is in this image?"])]
 
 
 def _one_of_its_fields(schema: dict[str, Any]) -> None:
-    _without_null(schema)
-    schema["oneOf"] = [{"required": [name]} for name in schema["properties"]]
+    optional_fields_may_be_null(schema)
+    names = list(schema["properties"])
+    schema["oneOf"] = [
+        {"required": [name], "properties": {one: {"type": "string" if one == name else "null"} for one in names}}
+        for name in names
+    ]
 
 
-class PictureSource(BaseModel):
+class PictureSource(RequestModel):
     """A picture file: itself, or where it is."""
 
     model_config = ASKED | ConfigDict(json_schema_extra=_one_of_its_fields)
@@ -116,10 +51,8 @@ AskedModel = Annotated[str | None, Field(description="If given, it must be the s
 AskedStream = Annotated[bool | None, Field(description='The same as "stream" in "params".')]
 
 
-class GenerateBody(BaseModel):
+class GenerateBody(RequestModel):
     """The request as JSON."""
-
-    model_config = ASKED
 
     prompt: Prompt
     images: list[PictureSource] = Field(default=[], description="The pictures, in prompt order.")
@@ -128,10 +61,8 @@ class GenerateBody(BaseModel):
     stream: AskedStream = None
 
 
-class BatchBody(BaseModel):
+class BatchBody(RequestModel):
     """Several prompts in one request. Each is answered as if it had been asked alone, with the same parameters."""
-
-    model_config = ASKED
 
     prompts: list[Prompt] = Field(min_length=1, description="The texts, one for each answer.")
     images: list[list[PictureSource]] = Field(
@@ -149,11 +80,15 @@ def is_none(value: object) -> bool:
 TokenIds = Annotated[
     list[int] | SkipJsonSchema[None], Field(exclude_if=is_none, description='Only with "return_token_ids".')
 ]
+Logprobs = Annotated[
+    ChoiceLogprobs | SkipJsonSchema[None], Field(exclude_if=is_none, description='Only with "logprobs".')
+]
 
 
 class UsageCounts(BaseModel):
     prompt_tokens: int
     image_tokens: int = Field(description="Those of the prompt tokens that stand for pictures.")
+    cached_tokens: int = Field(description="Those of the prompt tokens that were not computed again.")
     completion_tokens: int
     total_tokens: int = Field(description="Prompt and completion together.")
 
@@ -162,6 +97,7 @@ class UsageCounts(BaseModel):
         return cls(
             prompt_tokens=usage.prompt_tokens,
             image_tokens=usage.image_tokens,
+            cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
         )
@@ -181,6 +117,7 @@ class Choice(BaseModel):
 
     index: int
     text: str
+    logprobs: Logprobs = None
     finish_reason: FinishReason
     token_ids: TokenIds = None
 
@@ -199,6 +136,7 @@ class ChoiceDelta(BaseModel):
 
     index: int
     text: str = Field(description="What comes after the text sent so far.")
+    logprobs: Logprobs = None
     finish_reason: FinishReason | None = Field(description="Set on the last delta of a choice.")
     token_ids: TokenIds = None
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, Field
 from app.data_url import from_picture_url
 from app.errors import bad_request
 from app.intake import check_length
-from app.openai.parameters import OPENAI_REQUEST, OpenAIModel, Unsupported
+from app.openai.parameters import Unsupported
+from app.parameters import ASKED, RequestModel
 from app.pictures import AskedPicture, Picture, from_base64
 from app.schemas import LINKS
 from app.settings import Settings
@@ -20,13 +21,13 @@ from protocol.pictures import FORMATS_IN_WORDS
 class TextContent(BaseModel):
     """Text. Special tokens typed into it stay plain characters."""
 
-    model_config = OPENAI_REQUEST
+    model_config = ASKED
 
     type: Literal["text"]
     text: str = Field(examples=["What is in this image?"])
 
 
-class ImageUrl(OpenAIModel):
+class ImageUrl(RequestModel):
     """Where a picture is."""
 
     url: str = Field(
@@ -41,7 +42,7 @@ class ImageUrl(OpenAIModel):
 class ImageUrlContent(BaseModel):
     """A picture, in OpenAI's form."""
 
-    model_config = OPENAI_REQUEST
+    model_config = ASKED
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -53,7 +54,7 @@ class ImageUrlContent(BaseModel):
 class ImageContent(BaseModel):
     """A picture, in the form of NeMo's own server."""
 
-    model_config = OPENAI_REQUEST
+    model_config = ASKED
 
     type: Literal["image"]
     image: str = Field(description=f"The file in base64, or as a data URL. {LINKS}")
@@ -75,7 +76,7 @@ def _as_parts(content: Any) -> Any:
     raise ValueError("must be a string or a list of parts.")
 
 
-class Message(OpenAIModel):
+class Message(RequestModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description='"developer" is "system".')

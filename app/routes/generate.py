@@ -14,6 +14,7 @@ from app.disconnect import unless_disconnected
 from app.errors import ApiError
 from app.generation import ChoiceText, new_submit, served_model, user_message
 from app.intake import read_generate_call
+from app.logprobs import ChoiceLogprobs
 from app.openapi import GENERATE_OPERATION
 from app.picture_intake import PictureIntake
 from app.pictures import Picture
@@ -55,7 +56,7 @@ def router(settings: Settings, worker: WorkerPool, intake: PictureIntake) -> API
         if isinstance(single, ApiError):
             raise single
         reply = _Reply(single, with_token_ids=with_token_ids)
-        return partial(respond, request, worker, single, reply, stream, settings=settings)
+        return partial(respond, request, worker, [single], reply, stream, settings=settings)
 
     return routes
 
@@ -65,10 +66,22 @@ class _Reply(Reply):
     chunk: ClassVar[type[CompletionChunk]] = CompletionChunk
 
     def choice(self, index: int, choice: ChoiceText, token_ids: list[int] | None) -> Choice:
-        return Choice(index=index, text=choice.text, finish_reason=choice.finish_reason, token_ids=token_ids)
+        return Choice(
+            index=index,
+            text=choice.text,
+            logprobs=ChoiceLogprobs.of(choice.logprobs),
+            finish_reason=choice.finish_reason,
+            token_ids=token_ids,
+        )
 
     def choice_delta(self, delta: TokenDelta, token_ids: list[int] | None) -> ChoiceDelta:
-        return ChoiceDelta(index=delta.index, text=delta.text, finish_reason=delta.finish_reason, token_ids=token_ids)
+        return ChoiceDelta(
+            index=delta.index,
+            text=delta.text,
+            logprobs=ChoiceLogprobs.of(delta.logprobs),
+            finish_reason=delta.finish_reason,
+            token_ids=token_ids,
+        )
 
     def counts(self, usage: Usage) -> UsageCounts:
         return UsageCounts.of(usage)

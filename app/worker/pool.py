@@ -115,10 +115,10 @@ class WorkerPool:
         """The deltas of one request, its one ``EndDelta`` last. Closed before that, it cancels the request.
 
         Failures, absent workers among them, are told by that end and never raised. The submit is kept until its worker
-        has it; where there are other workers, until there is a first delta.
+        has it; where there are other workers, until there is a first delta. What generates nothing is not measured.
         """
         traced = self._generate(submit) if self._tracing is None else self._tracing.generation(submit, self._generate)
-        return self._metrics.measured(traced)
+        return traced if submit.prompt_only else self._metrics.measured(traced)
 
     async def _generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         began = time.monotonic()

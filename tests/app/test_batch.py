@@ -33,7 +33,8 @@ async def test_answers_come_in_the_order_of_the_prompts(gateway: Gateway) -> Non
     assert all(completion.pop("created") for completion in answer["answers"])
 
     def completion(text: str, tokens: int) -> dict[str, Any]:
-        usage = {"prompt_tokens": 10, "image_tokens": 0, "completion_tokens": tokens, "total_tokens": 10 + tokens}
+        usage = {"prompt_tokens": 10, "image_tokens": 0, "cached_tokens": 2, "completion_tokens": tokens}
+        usage["total_tokens"] = 10 + tokens
         choices = [{"index": 0, "text": text, "finish_reason": "stop"}]
         return {"object": "text_completion", "model": MODEL, "choices": choices, "usage": usage}
 
@@ -41,7 +42,13 @@ async def test_answers_come_in_the_order_of_the_prompts(gateway: Gateway) -> Non
         "object": "text_completion.batch",
         "model": MODEL,
         "answers": [completion("one two three", 3), completion("four", 1), completion("five six", 2)],
-        "usage": {"prompt_tokens": 30, "image_tokens": 0, "completion_tokens": 6, "total_tokens": 36},
+        "usage": {
+            "prompt_tokens": 30,
+            "image_tokens": 0,
+            "cached_tokens": 6,
+            "completion_tokens": 6,
+            "total_tokens": 36,
+        },
     }
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import secrets
 
-import numpy as np
-from numpy.typing import NDArray
-
 from protocol.messages import ChatMessage, ErrorCode, PicturePart, SamplingParameters, Submit
 from triton_worker.checkpoint import Checkpoint
-from triton_worker.engine.messages import Generate
+from triton_worker.engine.messages import Generate, Picture
 from triton_worker.processing.chat_template import ChatTemplate, TemplateError
 from triton_worker.processing.grammar import check_grammar
 from triton_worker.processing.pictures import (
@@ -75,6 +72,7 @@ class Processor:
             max_tokens=room if max_tokens is None else max_tokens,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             stop_token_ids=frozenset() if sampling.ignore_eos else self.tokenizer.end_token_ids,
+            cache_salt=submit.cache_salt,
         )
 
     def _check(self, sampling: SamplingParameters) -> None:
@@ -102,9 +100,9 @@ class Processor:
             raise _picture_refused(error, index) from error
         return height // self._picture_unit * (width // self._picture_unit)
 
-    def _picture(self, data: bytes, index: int) -> NDArray[np.uint8]:
+    def _picture(self, data: bytes, index: int) -> Picture:
         try:
-            return resize_picture(decode_picture(data, self._limits), self._bounds, self._picture_unit)
+            return Picture.of(resize_picture(decode_picture(data, self._limits), self._bounds, self._picture_unit))
         except PictureError as error:
             raise _picture_refused(error, index) from error
 

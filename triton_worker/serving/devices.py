@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from triton_worker.engine.rank import EngineSettings
-from triton_worker.parallel import Layout
 from triton_worker.parallel.torchrun import Torchrun
 from triton_worker.serving.settings import WorkerSettings
 
 
 class DeviceError(Exception):
     """There is not what the flags ask for; the message is for the person who gave them."""
-
-
-def engine_settings(settings: WorkerSettings, image_token_id: int, device: str) -> EngineSettings:
-    """What each rank of the engine is started with."""
-    return EngineSettings(
-        checkpoint=settings.nemo_checkpoint,
-        tokenizer=settings.tokenizer,
-        image_token_id=image_token_id,
-        device=device,
-        dtype=settings.dtype,
-        limits=settings.limits,
-        layout=Layout(settings.tensor_parallel_size, settings.pipeline_parallel_size),
-    )
 
 
 def resolve_device(settings: WorkerSettings) -> str:

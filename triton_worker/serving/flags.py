@@ -94,7 +94,7 @@ def _add_export_deploy_flags(flags: Flags) -> None:
         "--inference_batch_times_seqlen_threshold",
         type=positive,
         default=1000,
-        help="Tokens of prompts, batch times length, that one step starts at most; a longer prompt gets its own.",
+        help="Tokens of prompts, batch times length, that one step prefills at most; longer ones take several steps.",
     )
     add_flag(flags, "-dm", "--debug_mode", action="store_true", help="Log more.")
 
@@ -129,7 +129,24 @@ def _add_engine_flags(flags: Flags) -> None:
         flags, "--max_model_len", type=positive, help="Tokens of prompt and answer together; else the checkpoint's."
     )
     add_flag(
-        flags, "--gpu_memory_fraction", type=fraction, default=0.9, help="Part of the free GPU memory for the KV cache."
+        flags,
+        "--gpu_memory_fraction",
+        type=fraction,
+        default=0.9,
+        help="Part of the free GPU memory, after the weights, that is used; what a step does not need is KV cache.",
+    )
+    add_flag(
+        flags,
+        "--prefix_cache",
+        type=one_of("on", "off"),
+        default="on",
+        help="Whether prompts that begin alike share what was computed for their beginning: on or off.",
+    )
+    add_flag(
+        flags,
+        "--vision_cache_bytes",
+        type=byte_count,
+        help="Bytes of picture embeddings kept for when one comes again. Default: 1 GiB on a GPU, 256 MiB on the CPU.",
     )
 
 
@@ -172,6 +189,8 @@ def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
             max_sequences=arguments.max_num_seqs,
             max_prefill_tokens=arguments.inference_batch_times_seqlen_threshold,
             context_length=arguments.max_model_len,
+            prefix_cache=arguments.prefix_cache == "on",
+            picture_cache_bytes=arguments.vision_cache_bytes,
             gpu_memory_fraction=arguments.gpu_memory_fraction,
         ),
         max_requests=arguments.max_num_seqs + arguments.max_queued_requests,
@@ -234,4 +253,5 @@ def collector(text: str) -> str:
 port = _number(int, 1, 65535, "a port (1 to 65535)")
 positive = _number(int, 1, 2**31 - 1, "a whole number above 0")
 natural = _number(int, 0, 2**31 - 1, "a whole number from 0")
+byte_count = _number(int, 0, 2**50, "a whole number of bytes")
 fraction = _number(float, 0.01, 1.0, "a number from 0.01 to 1")

@@ -7,10 +7,12 @@ import sys
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
 from triton_worker.engine.messages import EngineFailed, FromEngine
 from triton_worker.engine.rank import RankPlace, run_rank
+from triton_worker.models.registry import UnknownModelFamily
 from triton_worker.parallel.torchrun import Torchrun
 from triton_worker.processing.tokenizer import Tokenizer
-from triton_worker.serving.devices import DeviceError, check_rank_count, engine_settings, resolve_device
-from triton_worker.serving.settings import WorkerSettings
+from triton_worker.serving.devices import DeviceError, check_rank_count, resolve_device
+from triton_worker.serving.engine_settings import engine_settings
+from triton_worker.serving.settings import UnusableSettings, WorkerSettings
 
 
 def run_follower(settings: WorkerSettings, torchrun: Torchrun) -> int:
@@ -19,8 +21,8 @@ def run_follower(settings: WorkerSettings, torchrun: Torchrun) -> int:
         check_rank_count(settings)
         checkpoint = open_checkpoint(settings.nemo_checkpoint, settings.tokenizer)
         image_token_id = Tokenizer(checkpoint.tokenizer_directory).image_token_id
-        engine = engine_settings(settings, image_token_id, resolve_device(settings))
-    except (CheckpointError, DeviceError) as error:
+        engine = engine_settings(settings, checkpoint, image_token_id, resolve_device(settings))
+    except (CheckpointError, DeviceError, UnknownModelFamily, UnusableSettings) as error:
         _tell(EngineFailed(str(error)))
         return 1
     return 0 if run_rank(engine, RankPlace.under(torchrun), _tell, inbox=None) else 1

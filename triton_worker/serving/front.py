@@ -244,7 +244,7 @@ class Front:
 
     def _hand_over(self, prompt: Generate, engine_ids: list[str], generation: Generation) -> None:
         """Give the engine one request for each choice: the same but for its seed."""
-        self._picture_bytes[generation] = sum(picture.nbytes for picture in prompt.pictures) * len(engine_ids)
+        self._picture_bytes[generation] = sum(picture.pixels.nbytes for picture in prompt.pictures) * len(engine_ids)
         for choice, engine_id in enumerate(engine_ids):
             self._to_engine(replace(prompt, request_id=engine_id, seed=_wrapped(prompt.seed + choice)))
 

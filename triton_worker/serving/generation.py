@@ -21,6 +21,7 @@ from protocol.messages import (
 from triton_worker.engine.messages import Generate, NewToken
 from triton_worker.processing.detokenizer import Detokenizer, StopStrings
 from triton_worker.processing.tokenizer import Tokenizer
+from triton_worker.serving.request_times import RequestTimes
 
 
 class Generation:
@@ -40,6 +41,7 @@ class Generation:
         self._image_tokens = 0
         self._completion_tokens = 0
         self._choices = [_Choice(submit.sampling.stop) for _ in range(submit.sampling.n)]
+        self._times = RequestTimes()
         self._on_end: list[Callable[[], object]] = []
 
     @property
@@ -49,6 +51,7 @@ class Generation:
 
     def prepared(self, prompt: Generate, tokenizer: Tokenizer) -> None:
         """The prompt is known; tokens of ``tokenizer`` may come."""
+        self._times.prepared()
         self._prompt_token_ids = prompt.prompt_token_ids
         self._image_tokens = prompt.prompt_token_ids.count(tokenizer.image_token_id)
         self._token_bytes = tokenizer.token_bytes
@@ -60,6 +63,8 @@ class Generation:
         choice = self._choices[index]
         if self._ended or choice.ended or self._prompt_token_ids is None:
             return True
+        if token.first is not None and index == 0:
+            self._times.first_token(token.first)
         self._completion_tokens += 1
         text, reason = choice.push(token)
         self._say_tokens(
@@ -107,8 +112,14 @@ class Generation:
             callback()
         usage = None
         if self._prompt_token_ids is not None:
-            usage = Usage(len(self._prompt_token_ids), self._image_tokens, self._completion_tokens)
-        self._emit(EndDelta(request_id=self.request_id, outcome=outcome, usage=usage, error=error))
+            usage = Usage(
+                prompt_tokens=len(self._prompt_token_ids),
+                image_tokens=self._image_tokens,
+                completion_tokens=self._completion_tokens,
+                cached_tokens=self._times.cached_tokens,
+            )
+        timings = self._times.timings()
+        self._emit(EndDelta(request_id=self.request_id, outcome=outcome, usage=usage, timings=timings, error=error))
 
 
 class _Choice:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from triton_worker.engine.limits import EngineLimits
 
 
+class UnusableSettings(Exception):
+    """Settings that do not go together; the message is for the person who gave them."""
+
+
 @dataclass(frozen=True)
 class TritonAddresses:
     """Where Triton listens."""

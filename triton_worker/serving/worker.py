@@ -25,14 +25,15 @@ from triton_worker.engine.process import EngineProcess
 from triton_worker.engine.rank import RankPlace
 from triton_worker.models.registry import UnknownModelFamily, picture_unit
 from triton_worker.parallel.torchrun import Torchrun
-from triton_worker.processing.pictures import PictureLimits, ResizeBounds
+from triton_worker.processing.pictures import PictureLimits
 from triton_worker.processing.processor import Processor
 from triton_worker.serving import tracing
-from triton_worker.serving.devices import DeviceError, check_rank_count, engine_settings, resolve_device
+from triton_worker.serving.devices import DeviceError, check_rank_count, resolve_device
+from triton_worker.serving.engine_settings import engine_settings, resize_bounds
 from triton_worker.serving.front import Front
 from triton_worker.serving.leftovers import RunDirectory, sweep_dead_runs
 from triton_worker.serving.reference_model import ReferenceModel
-from triton_worker.serving.settings import WorkerSettings
+from triton_worker.serving.settings import UnusableSettings, WorkerSettings
 from triton_worker.serving.supervisor import RESTARTS, EngineGone, EngineSupervisor
 from triton_worker.serving.triton import TritonServer
 
@@ -72,7 +73,7 @@ def run_worker(settings: WorkerSettings, stop_asked: threading.Event) -> int:
         worker = _Worker(settings, device, checkpoint, run_directory, stop_asked)
         worker.serve()
         return 0
-    except (CheckpointError, DeviceError, EngineGone, UnknownModelFamily, WorkerError) as error:
+    except (CheckpointError, DeviceError, EngineGone, UnknownModelFamily, UnusableSettings, WorkerError) as error:
         return _fail(str(error), run_directory)
     except Exception:
         logger.exception("The worker failed.")
@@ -118,10 +119,10 @@ class _Worker:
         self._stop_asked = stop_asked
         self._progress: tqdm[Any] | None = None
         self._device = device
-        bounds = _resize_bounds(settings, checkpoint)
+        bounds = resize_bounds(settings, checkpoint)
         processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), bounds)
         self._loop = asyncio.new_event_loop()
-        self._engine = self._start_engine(processor)
+        self._engine = self._start_engine(checkpoint, processor)
         self._tracing = None if settings.otlp_endpoint is None else tracing.Tracing(settings.otlp_endpoint)
         self._front = Front(
             model=settings.model_name,
@@ -235,8 +236,8 @@ class _Worker:
             self._progress.close()
             self._progress = None
 
-    def _start_engine(self, processor: Processor) -> EngineSupervisor:
-        settings = engine_settings(self._settings, processor.tokenizer.image_token_id, self._device)
+    def _start_engine(self, checkpoint: Checkpoint, processor: Processor) -> EngineSupervisor:
+        settings = engine_settings(self._settings, checkpoint, processor.tokenizer.image_token_id, self._device)
         torchrun = Torchrun.from_environment()
         place = None if torchrun is None else RankPlace.under(torchrun)
         return EngineSupervisor(
@@ -246,19 +247,6 @@ class _Worker:
             # torchrun starts all ranks again, this worker among them.
             restarts=RESTARTS if torchrun is None else 0,
         )
-
-
-def _resize_bounds(settings: WorkerSettings, checkpoint: Checkpoint) -> ResizeBounds:
-    """The flags', or else the checkpoint's, or else the published defaults of Qwen2.5-VL. NeMo 2.0 stores none."""
-    stored = checkpoint.image_processor or {}
-    default = ResizeBounds()
-    try:
-        return ResizeBounds(
-            min_pixels=int(settings.min_pixels or stored.get("min_pixels") or default.min_pixels),
-            max_pixels=int(settings.max_pixels or stored.get("max_pixels") or default.max_pixels),
-        )
-    except (TypeError, ValueError):
-        raise WorkerError("--min_pixels must not be above --max_pixels (or the checkpoint's own bounds).") from None
 
 
 def _check_ports(settings: WorkerSettings) -> None:

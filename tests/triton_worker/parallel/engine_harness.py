@@ -22,6 +22,7 @@ from triton_worker.engine.messages import (
     Generate,
     LoadProgress,
     NewToken,
+    Picture,
     StepOutput,
 )
 from triton_worker.engine.process import EngineProcess
@@ -47,7 +48,7 @@ def settings(checkpoint: Path, layout: Layout, tokenizer: Path | None = None, **
 
 
 def request(name: str, prompt: Prompt, sampling: SamplingParameters = GREEDY, max_tokens: int = 24) -> Generate:
-    pictures = tuple(np.asarray(picture) for picture in prompt.pictures)
+    pictures = tuple(Picture.of(np.asarray(picture)) for picture in prompt.pictures)
     return Generate(name, tuple(prompt.token_ids), pictures, sampling, max_tokens, seed=0, stop_token_ids=frozenset())
 
 

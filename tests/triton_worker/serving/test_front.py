@@ -27,7 +27,16 @@ from protocol.messages import (
 )
 from tests.triton_worker.processing.test_processor import png
 from triton_worker.checkpoint import open_checkpoint
-from triton_worker.engine.messages import Abort, EngineReady, Generate, NewToken, StepOutput, ToEngine, TokenLogprobs
+from triton_worker.engine.messages import (
+    Abort,
+    EngineReady,
+    FirstToken,
+    Generate,
+    NewToken,
+    StepOutput,
+    ToEngine,
+    TokenLogprobs,
+)
 from triton_worker.processing.pictures import PictureLimits, ResizeBounds
 from triton_worker.processing.processor import Processor
 from triton_worker.serving.front import Front
@@ -111,6 +120,19 @@ async def test_tokens_become_text_and_one_end(harness: Harness) -> None:
     assert first.prompt_token_ids == generate.prompt_token_ids
     assert harness.front.idle
     assert harness.to_engine[-1] == Abort(generate.request_id)
+
+
+async def test_the_end_tells_where_the_time_went_and_what_was_cached(harness: Harness) -> None:
+    generate = await harness.generate("r", cache_salt="tenant")
+    assert generate.cache_salt == "tenant"
+    first = NewToken(generate.request_id, 5, first=FirstToken(prefill_seconds=0.0, cached_tokens=3))
+    harness.front.on_engine_message(StepOutput((first, NewToken(generate.request_id, 5, FinishReason.LENGTH))))
+    end = await harness.end_of("r")
+    assert end.usage is not None
+    assert end.usage.cached_tokens == 3
+    assert end.timings is not None
+    assert end.timings.prepare > 0
+    assert end.timings.queue > 0
 
 
 async def test_a_stop_string_ends_the_text_before_it_and_frees_the_engine(harness: Harness) -> None:
