@@ -1,19 +1,24 @@
-"""Pictures as URLs: those that carry the picture themselves."""
+"""Pictures as URLs: those that carry the picture themselves, and those that say where it is."""
 
 from __future__ import annotations
 
 from urllib.parse import unquote
 
 from app.errors import bad_request
-from app.pictures import from_base64, refused_picture
+from app.pictures import AskedPicture, LinkedPicture, Picture, from_base64, refused_picture
 
 
-def from_picture_url(url: str, field: str) -> bytes:
-    """The file that a ``data:image/png;base64,…`` URL carries. Raises :class:`ApiError` for any other URL."""
+def from_picture_url(url: str, field: str) -> AskedPicture:
+    """The picture that ``url`` carries, or where it is. Raises :class:`ApiError` for a URL that does neither."""
     scheme, _, rest = url.strip().partition(":")
-    head, comma, data = rest.partition(",")
     if scheme.lower() in ("http", "https"):
-        raise bad_request("Picture URLs are off on this server: send the picture itself, as a data: URL.", field)
+        return LinkedPicture(url.strip(), field)
+    return Picture(_carried(scheme, rest, field), field)
+
+
+def _carried(scheme: str, rest: str, field: str) -> bytes:
+    """The file in a ``data:image/png;base64,…`` URL."""
+    head, comma, data = rest.partition(",")
     media_type, *attributes = (word.strip().lower() for word in head.split(";"))
     if scheme.lower() != "data" or not comma or attributes[-1:] != ["base64"]:
         raise bad_request(f'"{field}" must be a data URL in base64, as in "data:image/png;base64,iVBORw0...".', field)

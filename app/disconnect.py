@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -29,6 +29,17 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result
         working.cancel()
         listening.cancel()
         await asyncio.gather(working, listening, return_exceptions=True)
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of ``works``, done at once, in order. Ends the others when one fails, and all when cancelled."""
+    working = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*working)
+    finally:
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -28,27 +30,31 @@ INTERNAL_MESSAGE = "The server failed to answer this request. The fault is on ou
 class ApiError(Exception):
     """Ends a request with an error status. The message is a sentence for the caller, never a library's words."""
 
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.param = param
+        self.headers = headers or {}
 
     @classmethod
     def from_worker(cls, error: RequestError) -> ApiError:
         message = INTERNAL_MESSAGE if error.code is ErrorCode.INTERNAL else error.message
         return cls(STATUS[error.code], error.code.value, message, error.param)
 
+    def body(self) -> dict[str, str | None]:
+        return {"message": self.message, "type": _kind(self.status), "param": self.param, "code": self.code}
+
     def envelope(self) -> dict[str, dict[str, str | None]]:
-        return {
-            "error": {"message": self.message, "type": _kind(self.status), "param": self.param, "code": self.code},
-        }
+        return {"error": self.body()}
 
     def response(self) -> JSONResponse:
         seconds = RETRY_AFTER_SECONDS.get(HTTPStatus(self.status))
-        headers = None if seconds is None else {"Retry-After": str(seconds)}
-        return JSONResponse(self.envelope(), self.status, headers)
+        usual = {} if seconds is None else {"Retry-After": str(seconds)}
+        return JSONResponse(self.envelope(), self.status, {**usual, **self.headers})
 
 
 def bad_request(message: str, param: str | None = None) -> ApiError:
@@ -57,6 +63,12 @@ def bad_request(message: str, param: str | None = None) -> ApiError:
 
 def unavailable(message: str) -> ApiError:
     return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", message)
+
+
+def too_many_requests(code: str, message: str, retry_seconds: float) -> ApiError:
+    """``retry_seconds`` is when asking again may succeed."""
+    headers = {"Retry-After": str(max(1, math.ceil(retry_seconds)))}
+    return ApiError(HTTPStatus.TOO_MANY_REQUESTS, code, message, headers=headers)
 
 
 def internal_error() -> ApiError:

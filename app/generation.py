@@ -5,18 +5,25 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from fastapi import Request
+from msgspec.structs import replace
+
 from app.errors import ApiError, internal_error, unavailable
+from app.interleave import interleaved
+from app.parameters import CommonParameters
 from app.pictures import Picture
-from app.schemas import GenerationParameters
 from app.settings import Settings
-from app.worker.connection import NOT_CONNECTED, WorkerConnection
+from app.worker.connection import NOT_CONNECTED
+from app.worker.pool import WorkerPool
 from protocol.messages import (
     ChatMessage,
+    ChosenToken,
+    Delta,
     EndDelta,
     ErrorCode,
     FinishReason,
@@ -38,13 +45,14 @@ def now() -> int:
     return int(time.time())
 
 
-def served_model(worker: WorkerConnection, asked: str | None) -> str:
-    """The model's name. Raises :class:`ApiError` when another was asked for, or the worker is away."""
-    if worker.status is None:
+def served_model(worker: WorkerPool, asked: str | None) -> str:
+    """The model's name. Raises :class:`ApiError` when there is no such model, or its worker is away."""
+    name = worker.default_model if asked is None else asked
+    if name in worker.models:
+        return name
+    if name is None or worker.status is None or worker.may_serve(name):
         raise ApiError.from_worker(NOT_CONNECTED)
-    if asked not in (None, worker.status.model):
-        raise ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND.value, "There is no such model.", "model")
-    return worker.status.model
+    raise ApiError(HTTPStatus.NOT_FOUND, ErrorCode.MODEL_NOT_FOUND.value, "There is no such model.", "model")
 
 
 def user_message(text: str, pictures: int = 0) -> ChatMessage:
@@ -53,11 +61,12 @@ def user_message(text: str, pictures: int = 0) -> ChatMessage:
 
 
 def new_submit(
+    request: Request,
     id_prefix: str,
     model: str,
     messages: tuple[ChatMessage, ...],
     pictures: list[Picture],
-    parameters: GenerationParameters,
+    parameters: CommonParameters,
     settings: Settings,
 ) -> Submit:
     return Submit(
@@ -68,14 +77,44 @@ def new_submit(
         sampling=parameters.sampling(),
         deadline_seconds=settings.deadline_seconds,
         return_prompt_token_ids=parameters.return_token_ids,
+        cache_salt=parameters.cache_salt,
+        http_request_id=request.state.request_id,
     )
 
 
-async def generate(worker: WorkerConnection, submit: Submit) -> Generated:
+def generate(worker: WorkerPool, submit: Submit) -> Generated:
     """What the worker generates. Raises :class:`ApiError` when the request fails; closed early, it is cancelled."""
-    async with aclosing(worker.generate(submit)) as deltas:
+    return _generated(worker.generate(submit))
+
+
+async def _generated(all_deltas: AsyncGenerator[Delta, None]) -> Generated:
+    async with aclosing(all_deltas) as deltas:
         async for delta in deltas:
             yield _usage(delta) if isinstance(delta, EndDelta) else delta
+
+
+def generate_all(worker: WorkerPool, submits: Sequence[Submit]) -> Generated:
+    """The same for several prompts as one generation: choices are counted prompt by prompt, usages are added up."""
+    if len(submits) == 1:
+        return generate(worker, submits[0])
+    return _together([generate(worker, submit) for submit in submits], choices=submits[0].sampling.n)
+
+
+async def _together(generations: list[Generated], choices: int) -> Generated:
+    """``choices`` is the number of each."""
+    usages: list[Usage] = []
+    async with aclosing(interleaved(generations)) as items:
+        async for prompt, item in items:
+            if isinstance(item, Usage):
+                usages.append(item)
+            else:
+                yield replace(item, index=prompt * choices + item.index)
+    yield Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        image_tokens=sum(usage.image_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
+    )
 
 
 def _usage(end: EndDelta) -> Usage:
@@ -98,6 +137,7 @@ class ChoiceText:
 
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[ChosenToken] = field(default_factory=list)
     finish_reason: FinishReason = FinishReason.STOP
 
     @property
@@ -125,6 +165,7 @@ async def collect(generated: Generated) -> Answer:
             choice = choices.setdefault(item.index, ChoiceText())
             choice.texts.append(item.text)
             choice.token_ids.extend(item.token_ids)
+            choice.logprobs.extend(item.logprobs)
             choice.finish_reason = item.finish_reason or choice.finish_reason
             prompt_token_ids = item.prompt_token_ids or prompt_token_ids
     raise AssertionError("a generation ends with its usage or raises")

@@ -10,26 +10,39 @@ from typing import Any
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from app.answer_format import MAX_GRAMMAR_CHARACTERS
+from app.data_url import from_picture_url
 from app.errors import ApiError, bad_request
 from app.multipart import Part, read_parts
-from app.pictures import Picture, check_bytes, check_pictures, from_base64
-from app.schemas import GenerateBody, GenerationParameters
+from app.parameters import GenerationParameters
+from app.pictures import AskedPicture, Picture, check_bytes, from_base64
+from app.schemas import BatchBody, GenerateBody, PictureSource
 from app.settings import Settings
-from app.validation import Model, validated, validated_json
+from app.validation import Model, json_document, validated, validated_json
 
 PARAMETERS = frozenset(GenerationParameters.model_fields)
+TEXT_PARAMETERS = frozenset({"guided_regex", "cache_salt"})
 TEXT_FIELDS = frozenset({"prompt", "model", "params"})
 FORM_FIELDS = PARAMETERS | TEXT_FIELDS
-MAX_FIELD_BYTES = 64 * 1024
-"""For every form field but ``prompt`` and ``image``."""
+MAX_FIELD_BYTES = 5 * MAX_GRAMMAR_CHARACTERS
+"""For every form field but ``prompt`` and ``image``: a grammar, a character of which may take four bytes, fits."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt and the pictures that come before it, some of which may have to be fetched yet."""
+
+    prompt: str
+    pictures: list[AskedPicture]
 
 
 @dataclass(frozen=True)
 class GenerateCall:
     """What was asked, however it was sent."""
 
-    prompt: str
-    pictures: list[Picture]
+    asks: list[Ask]
+    is_batch: bool
+    """Whether ``asks`` is answered as a batch; it is one prompt otherwise."""
     parameters: GenerationParameters
     model: str | None
 
@@ -41,13 +54,10 @@ async def read_generate_call(request: Request, settings: Settings) -> GenerateCa
         case "multipart/form-data":
             call = _from_form(await _read_form(request, content_type, settings))
         case "application/json":
-            body = await request.body()
-            call = await asyncio.to_thread(_from_json, body)
+            call = await asyncio.to_thread(_from_json, await read_body(request), settings)
         case _:
             raise _unsupported_media_type("Send multipart/form-data or application/json.")
-    check_length(len(call.prompt), "prompt", settings)
-    if call.pictures:
-        await asyncio.to_thread(check_pictures, call.pictures, settings)
+    check_length(sum(len(ask.prompt) for ask in call.asks), "prompts" if call.is_batch else "prompt", settings)
     return call
 
 
@@ -55,8 +65,12 @@ async def read_json(request: Request, kind: type[Model]) -> Model:
     """The body of a route that takes JSON only. Raises :class:`ApiError` for what is wrong with it."""
     if _media_type(request.headers.get("content-type", "")) != "application/json":
         raise _unsupported_media_type("Send application/json.")
-    body = await request.body()
-    return await asyncio.to_thread(validated_json, kind, body)
+    return await asyncio.to_thread(validated_json, kind, await read_body(request))
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, kept by nobody: ``request.body()`` keeps it for as long as the request lasts."""
+    return b"".join([chunk async for chunk in request.stream()])
 
 
 def check_length(characters: int, field: str, settings: Settings) -> None:
@@ -74,17 +88,44 @@ def _unsupported_media_type(message: str) -> ApiError:
     return ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
 
 
-def _from_json(data: bytes) -> GenerateCall:
-    body = validated_json(GenerateBody, data)
-    parameters = body.params
-    if body.stream is not None:
-        if "stream" in parameters.model_fields_set and parameters.stream != body.stream:
-            raise _conflict("stream")
-        parameters = parameters.model_copy(update={"stream": body.stream})
-    pictures = [
-        Picture(from_base64(picture.data, f"images[{i}].data"), f"images[{i}]") for i, picture in enumerate(body.images)
-    ]
-    return GenerateCall(body.prompt, pictures, parameters, body.model)
+def _from_json(data: bytes, settings: Settings) -> GenerateCall:
+    document = json_document(data)
+    if isinstance(document, dict) and "prompts" in document:
+        if "prompt" in document:
+            raise bad_request('"prompt" and "prompts" cannot both be given.', "prompts")
+        batch = validated(BatchBody, document)
+        return GenerateCall(_asks(batch, settings), True, _json_parameters(batch), batch.model)
+    body = validated(GenerateBody, document)
+    return GenerateCall([Ask(body.prompt, _pictures(body.images, "images"))], False, _json_parameters(body), body.model)
+
+
+def _asks(batch: BatchBody, settings: Settings) -> list[Ask]:
+    count = len(batch.prompts)
+    if count > settings.max_prompts:
+        raise bad_request(f'"prompts" must have at most {settings.max_prompts} entries.', "prompts")
+    if batch.images and len(batch.images) != count:
+        raise bad_request(f'"images" must have one list for each of the {count} prompts, or be left out.', "images")
+    images = [_pictures(sources, f"images[{i}]") for i, sources in enumerate(batch.images)] or [[]] * count
+    return list(map(Ask, batch.prompts, images))
+
+
+def _pictures(sources: list[PictureSource], field: str) -> list[AskedPicture]:
+    return [_picture(source, f"{field}[{i}]") for i, source in enumerate(sources)]
+
+
+def _picture(source: PictureSource, field: str) -> AskedPicture:
+    if source.url is not None:
+        return from_picture_url(source.url, f"{field}.url")
+    assert source.data is not None, "has been validated"
+    return Picture(from_base64(source.data, f"{field}.data"), field)
+
+
+def _json_parameters(body: GenerateBody | BatchBody) -> GenerationParameters:
+    if body.stream is None:
+        return body.params
+    if "stream" in body.params.model_fields_set and body.params.stream != body.stream:
+        raise _conflict("stream")
+    return body.params.model_copy(update={"stream": body.stream})
 
 
 async def _read_form(request: Request, content_type: str, settings: Settings) -> list[Part]:
@@ -102,13 +143,16 @@ async def _read_form(request: Request, content_type: str, settings: Settings) ->
 
 def _from_form(parts: list[Part]) -> GenerateCall:
     """Browsers send the fields that were left empty too: they count as not given."""
-    pictures: list[Picture] = []
+    pictures: list[AskedPicture] = []
     texts: dict[str, str] = {}
     fields: dict[str, Any] = {}
     for part in parts:
         if part.name == "image":
             if part.data or part.has_file_name:
                 pictures.append(Picture(bytes(part.data), f"image[{len(pictures)}]"))
+        elif part.name == "image_url":
+            if part.data:
+                pictures.append(from_picture_url(_text(part), f"image_url[{len(pictures)}]"))
         elif part.name not in FORM_FIELDS:
             raise bad_request(f'Unknown parameter "{part.name}".', part.name)
         elif not part.data:
@@ -120,11 +164,12 @@ def _from_form(parts: list[Part]) -> GenerateCall:
         elif part.name in TEXT_FIELDS:
             texts[part.name] = _text(part)
         else:
-            fields[part.name] = _json_value(_text(part))
+            text = _text(part)
+            fields[part.name] = text if part.name in TEXT_PARAMETERS else _json_value(text)
     if not texts.get("prompt"):
         raise bad_request('"prompt" is required.', "prompt")
     parameters = validated(GenerationParameters, _merged(_params_object(texts.get("params")), fields))
-    return GenerateCall(texts["prompt"], pictures, parameters, texts.get("model"))
+    return GenerateCall([Ask(texts["prompt"], pictures)], False, parameters, texts.get("model"))
 
 
 def _merged(params: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,18 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from app import __version__
-from app.schemas import CompletionChunk, ErrorAnswer, GenerateBody, GenerationParameters
+from app.middleware.authentication import OPEN_PATHS
+from app.parameters import GenerationParameters
+from app.schemas import (
+    LINKS,
+    BatchBody,
+    BatchChunk,
+    BatchErrorEvent,
+    CompletionChunk,
+    ErrorAnswer,
+    GenerateBody,
+)
+from protocol.pictures import FORMATS_IN_WORDS
 
 REF = "#/components/schemas/{model}"
 
@@ -23,13 +34,15 @@ Send `X-Request-Id` to find a request again in the log; it is returned with each
 
 ERRORS = {
     400: "The request is malformed; `param` names the field.",
+    401: "An API key is needed, or the one that was sent is not valid (where the server has keys).",
     404: "There is no such model.",
+    408: "The body did not come in time.",
     413: "The body or a picture is too large.",
     415: "The body has another content type than this route takes.",
-    422: "A picture cannot be taken: unreadable, too many pixels, or an unsupported format.",
-    429: "Too many requests are waiting. `Retry-After` says when to try again.",
+    422: "A picture cannot be taken: unreadable, too many pixels, an unsupported format, or not to be had at its URL.",
+    429: "Too many requests: of this caller, or in all. `Retry-After` says when to try again.",
     500: "The server failed. The fault is logged under the request's `X-Request-Id`.",
-    503: "The model server is away or starting. `Retry-After` says when to try again.",
+    503: "The model server is away or starting, or there are too many connections. `Retry-After` says how long.",
     504: "The answer was not complete within the time limit.",
 }
 
@@ -52,10 +65,21 @@ def _error_response(status: int) -> dict[str, Any]:
     return response
 
 
-def generation_responses(chunk: type[BaseModel], example: str) -> dict[int | str, dict[str, Any]]:
-    """Those of a generating route whose events are ``chunk``; the whole answer is the route's response model."""
+def generation_responses(example: str, *chunks: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Those of a generating route whose events are ``chunks``; the whole answer is the route's response model."""
     events = {
-        "schema": {"$ref": REF.format(model=chunk.__name__)},
+        "schema": {
+            "type": "object",
+            "description": "One event. The last one's `data` is `[DONE]`, that of the others JSON.",
+            "required": ["data"],
+            "properties": {
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": one_of(*chunks, ErrorAnswer),
+                },
+            },
+        },
         "example": f"data: {example}\n\ndata: [DONE]\n\n",
     }
     return {
@@ -64,8 +88,14 @@ def generation_responses(chunk: type[BaseModel], example: str) -> dict[int | str
     }
 
 
+def one_of(*models: type[BaseModel]) -> dict[str, Any]:
+    """The schema of what is one of ``models``."""
+    schemas = [{"$ref": REF.format(model=model.__name__)} for model in models]
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
 def _form_schema() -> dict[str, Any]:
-    """The multipart body: the fields of ``GenerateBody``, files for pictures, and each parameter on its own too."""
+    """The multipart body: the fields of ``GenerateBody``, pictures as they are, and each parameter on its own too."""
     body = GenerateBody.model_json_schema(ref_template=REF)["properties"]
     parameters = GenerationParameters.model_json_schema(ref_template=REF)["properties"]
     return {
@@ -75,7 +105,13 @@ def _form_schema() -> dict[str, Any]:
             "image": {
                 "type": "array",
                 "items": {"type": "string", "format": "binary"},
-                "description": "The pictures (PNG, JPEG, WEBP, GIF or BMP), in prompt order.",
+                "description": f"The pictures ({FORMATS_IN_WORDS}), in prompt order.",
+            },
+            "image_url": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": f"Pictures as data URLs. {LINKS} In prompt order with `image`.",
+                "examples": [[]],
             },
             "prompt": body["prompt"],
             "params": {
@@ -95,9 +131,11 @@ def _form_field(schema: dict[str, Any]) -> dict[str, Any]:
     field = {key: value for key, value in schema.items() if key != "default"}
     if "default" in schema:
         field["description"] += f" Default: {json.dumps(schema['default'])}."
-    if "anyOf" in field:  # stop: a form repeats the field
-        field |= field.pop("anyOf")[1]
-    return field | {"examples": [[] if field["type"] == "array" else ""]}
+    if isinstance(field.get("type"), list):  # a form has no null
+        field["type"] = field["type"][0]
+    if "anyOf" in field:  # the last but null: of stop the list, which is the field repeated
+        field |= field.pop("anyOf")[-2]
+    return field | {"examples": [[] if field.get("type") == "array" else ""]}
 
 
 GENERATE_OPERATION: dict[str, Any] = {
@@ -105,7 +143,9 @@ GENERATE_OPERATION: dict[str, Any] = {
     "description": (
         "Send a form (`image`, `prompt`, `params`; each parameter may also be a field of its own, `stop` several "
         "times; an empty field counts as not given) or the same as JSON. A parameter given twice must have the same "
-        "value. With `stream`, the answer is server-sent events: chunks as tokens are generated, a last chunk without "
+        "value. JSON with `prompts` is a batch: in the order of the prompts, the completion or the error that each "
+        "would have got alone. Its status is 200 if one was answered, else that of the first error. "
+        "With `stream`, the answer is server-sent events: chunks as tokens are generated, a last chunk without "
         f"choices that carries `usage`, then `data: [DONE]`. {STREAM_ENDS}"
     ),
     "openapi_extra": {
@@ -114,7 +154,7 @@ GENERATE_OPERATION: dict[str, Any] = {
             "content": {
                 "multipart/form-data": {"schema": _form_schema()},
                 "application/json": {
-                    "schema": {"$ref": REF.format(model="GenerateBody")},
+                    "schema": one_of(GenerateBody, BatchBody),
                     "examples": {
                         "text": {
                             "summary": "Text only",
@@ -128,18 +168,29 @@ GENERATE_OPERATION: dict[str, Any] = {
                                 "params": {"max_tokens": 40},
                             },
                         },
+                        "batch": {
+                            "summary": "Several prompts",
+                            "value": {
+                                "prompts": ["Say hello.", "What is in this image?"],
+                                "images": [[], [{"data": "R0lGODlhAQABAIAAAP8AAAAAACwAAAAAAQABAAACAkQBADs="}]],
+                                "params": {"max_tokens": 40},
+                            },
+                        },
                     },
                 },
             },
         }
     },
     "responses": generation_responses(
-        CompletionChunk, '{"id": "gen-…", "choices": [{"index": 0, "text": "A red", …}], …}'
+        '{"id": "gen-…", "choices": [{"index": 0, "text": "A red", …}], …}',
+        CompletionChunk,
+        BatchChunk,
+        BatchErrorEvent,
     ),
 }
 
 
-def install_openapi(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
+def install_openapi(app: FastAPI, models: Sequence[type[BaseModel]], *, needs_key: bool) -> None:
     """Makes ``app.openapi`` include ``models``, which no route declares: events, and bodies that are read by hand."""
 
     def document() -> dict[str, Any]:
@@ -150,7 +201,17 @@ def install_openapi(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
                 own = model.model_json_schema(ref_template=REF)
                 components.update(own.pop("$defs", {}))
                 components[model.__name__] = own
+            if needs_key:
+                _add_security(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _add_security(schema: dict[str, Any]) -> None:
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}]
+    for path in OPEN_PATHS & schema["paths"].keys():
+        for operation in schema["paths"][path].values():
+            operation["security"] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -18,6 +18,16 @@ from PIL.WebPImagePlugin import WebPImageFile
 from app.errors import ApiError, bad_request
 from app.settings import MIB, Settings
 from protocol.messages import ErrorCode
+from protocol.pictures import FORMATS_IN_WORDS, PictureFormat, picture_format
+
+HEADER_READERS: dict[PictureFormat, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "PNG": PngImageFile,
+    "JPEG": JpegImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+}
+"""Pillow's own. Used directly: ``Image.open`` would try every format it knows."""
 
 
 class Picture(NamedTuple):
@@ -25,6 +35,16 @@ class Picture(NamedTuple):
 
     data: bytes
     field: str
+
+
+class LinkedPicture(NamedTuple):
+    """The http or https URL of a picture, and the request field it came in."""
+
+    url: str
+    field: str
+
+
+AskedPicture = Picture | LinkedPicture
 
 
 def from_base64(text: str, field: str) -> bytes:
@@ -37,8 +57,6 @@ def from_base64(text: str, field: str) -> bytes:
 
 def check_pictures(pictures: list[Picture], settings: Settings) -> None:
     """Raises :class:`ApiError` for the first picture that cannot be taken. Reads headers: not for the event loop."""
-    if len(pictures) > settings.max_pictures:
-        raise bad_request(f"At most {settings.max_pictures} pictures are taken.", pictures[-1].field)
     for picture in pictures:
         check_bytes(len(picture.data), picture.field, settings)
         width, height = _size(picture)
@@ -49,6 +67,11 @@ def check_pictures(pictures: list[Picture], settings: Settings) -> None:
             raise refused_picture(picture.field, f"has {width} by {height} pixels; at most {limit:,} in all are taken.")
 
 
+def check_count(pictures: Sequence[AskedPicture], settings: Settings) -> None:
+    if len(pictures) > settings.max_pictures:
+        raise bad_request(f"At most {settings.max_pictures} pictures are taken.", pictures[-1].field)
+
+
 def check_bytes(size: int, field: str, settings: Settings) -> None:
     if size > settings.max_picture_bytes:
         limit = settings.max_picture_bytes / MIB
@@ -57,30 +80,15 @@ def check_bytes(size: int, field: str, settings: Settings) -> None:
 
 
 def _size(picture: Picture) -> tuple[int, int]:
-    reader = _header_reader(picture.data)
-    if reader is None:
-        raise refused_picture(picture.field, "is not a PNG, JPEG, WEBP, GIF or BMP file.")
+    kind = picture_format(picture.data)
+    if kind is None:
+        raise refused_picture(picture.field, f"is not a {FORMATS_IN_WORDS} file.")
     try:
-        with reader(io.BytesIO(picture.data)) as header:
+        with HEADER_READERS[kind](io.BytesIO(picture.data)) as header:
             width, height = header.size
             return width, height
     except Exception:  # whatever a hostile file makes Pillow raise; its words stay here
         raise refused_picture(picture.field, "cannot be read: it is damaged or incomplete.") from None
-
-
-def _header_reader(data: bytes) -> Callable[[io.BytesIO], ImageFile.ImageFile] | None:
-    """Pillow's reader of this format, by content. Used directly: ``Image.open`` would try every format it knows."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile
-    if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImageFile
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return GifImageFile
-    if data.startswith(b"BM"):
-        return BmpImageFile
-    return None
 
 
 def refused_picture(field: str, complaint: str) -> ApiError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
@@ -15,9 +15,9 @@ from starlette.responses import Response
 from app.disconnect import unless_disconnected
 from app.errors import ApiError, internal_error
 from app.event_stream import DONE, EventStream, error_event, event
-from app.generation import Answer, ChoiceText, Generated, collect, generate, now
+from app.generation import Answer, ChoiceText, Generated, collect, generate_all, now
 from app.settings import Settings
-from app.worker.connection import WorkerConnection
+from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta, Usage
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Reply(ABC):
     def counts(self, usage: Usage) -> BaseModel:
         """The usage."""
 
-    def whole(self, answer: Answer) -> str:
+    def completed(self, answer: Answer) -> BaseModel:
         """The answer in one piece."""
         choices = [
             self.choice(index, choice, self._token_ids(choice.token_ids))
@@ -53,16 +53,16 @@ class Reply(ABC):
         ]
         prompt_token_ids = self._token_ids(answer.prompt_token_ids)
         usage = self.counts(answer.usage)
-        completion = self.completion(**self.head, choices=choices, usage=usage, prompt_token_ids=prompt_token_ids)
-        return completion.model_dump_json()
+        return self.completion(**self.head, choices=choices, usage=usage, prompt_token_ids=prompt_token_ids)
 
-    def event(self, item: TokenDelta | Usage) -> str | None:
-        """One event of a stream; ``None`` where this caller gets none."""
+    def events(self, item: TokenDelta | Usage) -> Iterator[str]:
+        """What a stream says of it, mostly one event."""
         if isinstance(item, Usage):
-            return self.dump_chunk(self.chunk(**self.head, choices=[], usage=self.counts(item)))
+            yield self.dump_chunk(self.chunk(**self.head, choices=[], usage=self.counts(item)))
+            return
         choice = self.choice_delta(item, self._token_ids(item.token_ids))
         prompt_token_ids = self._token_ids(item.prompt_token_ids)
-        return self.dump_chunk(self.chunk(**self.head, choices=[choice], prompt_token_ids=prompt_token_ids))
+        yield self.dump_chunk(self.chunk(**self.head, choices=[choice], prompt_token_ids=prompt_token_ids))
 
     def dump_chunk(self, chunk: BaseModel) -> str:
         """An event in JSON."""
@@ -73,26 +73,32 @@ class Reply(ABC):
 
 
 async def respond(
-    request: Request, worker: WorkerConnection, submit: Submit, reply: Reply, *, stream: bool, settings: Settings
+    request: Request, worker: WorkerPool, submits: list[Submit], reply: Reply, stream: bool, *, settings: Settings
 ) -> Response:
-    """Generates. Raises :class:`ApiError` for a failure before the first delta, which can still have its own status."""
-    request.state.generation_id = submit.request_id
-    generated = generate(worker, submit)
+    """Generates. Raises :class:`ApiError` for a failure before the first delta, which can still have its own status.
+
+    Whoever calls this shall not keep the submits or what they were made of: the body's bytes are given back to the
+    budget when they are gone, which is when the worker has them.
+    """
+    request.state.generation_id = reply.head["id"]
+    request.state.body_share.pass_on(*submits)
+    generated = generate_all(worker, submits)
+    del submits
     if stream:
         first = await unless_disconnected(request.receive, anext(generated))
         return EventStream(_events(reply, first, generated), ping_seconds=settings.ping_seconds)
     answer = await unless_disconnected(request.receive, collect(generated))
-    return Response(reply.whole(answer), media_type="application/json")
+    return Response(reply.completed(answer).model_dump_json(), media_type="application/json")
 
 
 async def _events(reply: Reply, first: TokenDelta | Usage, rest: Generated) -> AsyncGenerator[bytes, None]:
     """The stream. ``[DONE]`` comes after a whole answer only; after an error the stream just ends."""
     async with aclosing(rest):
         try:
-            if document := reply.event(first):
+            for document in reply.events(first):
                 yield event(document)
             async for item in rest:
-                if document := reply.event(item):
+                for document in reply.events(item):
                     yield event(document)
         except ApiError as error:
             yield error_event(error)

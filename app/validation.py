@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from app.errors import ApiError, bad_request
-from app.schemas import GenerationParameters
+from app.parameters import GenerationParameters
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -33,6 +33,7 @@ SENTENCES = {
     "too_long": "must have at most {max_length} entries.",
     "too_short": "must have at least {min_length} entries.",
     "model_type": "must be an object.",
+    "dict_type": "must be an object.",
     "model_attributes_type": "must be an object.",
     "literal_error": "must be one of {expected}.",
     "union_tag_invalid": "must have {discriminator} set to one of {expected_tags}.",
@@ -40,6 +41,13 @@ SENTENCES = {
     "finite_number": "must be a finite number.",
     "value_error": "{error}",
 }
+
+
+WHOLE = {
+    "stop": "must be a string or a list of at most 16 strings, each of 1 to 256 characters.",
+    "logit_bias": "must be an object of at most 1024 token ids, as strings, each with a number from -100 to 100.",
+}
+"""Fields of which pydantic tells each part or branch; a person wants the whole."""
 
 
 def validated(kind: type[Model], document: object) -> Model:
@@ -51,11 +59,14 @@ def validated(kind: type[Model], document: object) -> Model:
 
 
 def validated_json(kind: type[Model], body: bytes) -> Model:
+    return validated(kind, json_document(body))
+
+
+def json_document(body: bytes) -> Any:
     try:
-        document = from_json(body)
+        return from_json(body)
     except ValueError:
         raise bad_request("The body is not valid JSON.") from None
-    return validated(kind, document)
 
 
 def sentence(error: ValidationError) -> tuple[str, str]:
@@ -63,22 +74,24 @@ def sentence(error: ValidationError) -> tuple[str, str]:
     first = error.errors(include_url=False, include_input=False)[0]
     name, kind = field_name(first["loc"]), first["type"]
     context: Mapping[str, Any] = first.get("ctx", {})
-    if name.startswith("stop."):  # a union: pydantic tells of each branch, a person wants the whole
-        return "stop", "must be a string or a list of at most 16 strings, each of 1 to 256 characters."
+    field = name.partition(".")[0]
+    if field in WHOLE:
+        return field, WHOLE[field]
     return name, SENTENCES.get(kind, "is not valid.").format_map(context)
 
 
 def field_name(loc: Sequence[str | int]) -> str:
     """``images[0].data``; sampling parameters go by their own names wherever they lie.
 
-    Pydantic names a part of a message by its type too, after its index in the content: that is no step of the way.
+    Pydantic names a part of a message, or the format of an answer, by its type too: that is no step of the way.
     """
     if len(loc) > 1 and loc[0] == "params":
         loc = loc[1:]
     name = ""
     for position, step in enumerate(loc):
         is_type_of_part = position >= 2 and loc[position - 2] == "content" and isinstance(loc[position - 1], int)
-        if not is_type_of_part:
+        is_type_of_format = position == 1 and loc[0] == "response_format"
+        if not (is_type_of_part or is_type_of_format):
             name += f"[{step}]" if isinstance(step, int) else f".{step}" if name else step
     return name
 

@@ -105,7 +105,7 @@ class ChatMessage(Struct, frozen=True):
     content: tuple[TextPart | PicturePart, ...]
 
 
-class Submit(Struct, frozen=True, kw_only=True, tag="submit"):
+class Submit(Struct, frozen=True, kw_only=True, tag="submit", weakref=True):
     """Asks for one generation."""
 
     request_id: Identifier

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import operator
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tritonclient.http as triton
 
 from clients import query_inframework
@@ -94,6 +96,14 @@ def test_a_gateway_flag(short: str, long: str, default: str, other: str, variabl
     assert told(short, other) == told(long, other) == other
 
 
+@pytest.mark.parametrize("name", ["api_key_file", "cors_origins", "tls_certificate", "tls_key"])
+def test_a_flag_that_the_gateway_checks(name: str) -> None:
+    variable = f"MULTIMODAL_{name.upper()}"
+    for argv, expected in ([], None), ([f"--{name}", "given"], "given"):
+        arguments = parse_deploy(*argv)
+        assert deploy._gateway_environment(arguments, settings_from(arguments)).get(variable) == expected
+
+
 @pytest.mark.parametrize(
     "argv",
     [
@@ -112,10 +122,19 @@ def test_a_wrong_flag_is_refused(argv: list[str], capsys: pytest.CaptureFixture[
     assert argv[0].strip("-") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flag", "named"), [("-tps", "--tensor_parallel_size"), ("-pps", "--pipeline_parallel_size")])
-def test_more_than_one_device_is_refused(flag: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_worker(settings_from(parse_deploy(flag, "2")), threading.Event()) == 1
-    assert capsys.readouterr().err == f"error: {named} 2 is not supported yet; the model runs on one device.\n"
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there may be enough GPUs")
+@pytest.mark.parametrize("flag", ["-tps", "-pps"])
+def test_more_ranks_than_gpus_are_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = parse_deploy("-nc", str(FIXTURE), "--device", "cuda", flag, "2")
+    assert run_worker(settings_from(arguments), threading.Event()) == 1
+    assert re.fullmatch("error: .*GPU.*\n", capsys.readouterr().err)
+
+
+def test_a_size_that_does_not_divide_the_model_is_refused(tmp_path: Path) -> None:
+    with deployed(tmp_path, "-tps", "3", wait=False) as deployment:
+        assert deployment.process.wait(120) == 1
+        assert "error: --tensor_parallel_size 3 does not divide the model's 4 attention heads." in deployment.log
+        assert "Traceback" not in deployment.log
 
 
 @pytest.fixture(scope="module")

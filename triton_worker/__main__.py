@@ -23,9 +23,16 @@ def main() -> None:
     stop_asked = threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: stop_asked.set())
-    from triton_worker.serving.worker import run_worker  # after the flags: --help need not wait for torch
+    # After the flags: --help need not wait for torch.
+    from triton_worker.parallel.torchrun import Torchrun
+    from triton_worker.serving.follower import run_follower
+    from triton_worker.serving.worker import run_worker
 
-    code = run_worker(settings, stop_asked)
+    torchrun = Torchrun.from_environment()
+    if torchrun is not None and torchrun.rank > 0:
+        code = run_follower(settings, torchrun)
+    else:
+        code = run_worker(settings, stop_asked)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -24,6 +25,13 @@ _EXIT_SECONDS = 60.0
 """For a part to end after SIGTERM, beyond the time that the gateway gives requests in flight."""
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _EXAMPLE_PICTURE = Path("examples/pictures/red-circle.png")
+_GATEWAY_OPTIONS = {
+    "api_key_file": "Callers need one of the keys in this file, a line each: KEY or NAME KEY.",
+    "cors_origins": "Web origins whose pages may call, with commas between; * is all.",
+    "tls_certificate": "Serve https with this certificate chain (PEM).",
+    "tls_key": "The certificate's private key (PEM), if in a file of its own.",
+}
+"""Handed to the gateway as they are, which checks them."""
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -44,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         allow_abbrev=False,
     )
     add_worker_flags(parser)
-    _add_gateway_flags(parser.add_argument_group("gateway", "As in NeMo Export-Deploy."))
+    _add_gateway_flags(
+        parser.add_argument_group("gateway", "Its other settings are variables: see multimodal-gateway --help.")
+    )
     arguments = parser.parse_args(argv)
     _end_if_port_is_taken(parser, arguments)
 
@@ -69,21 +79,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _add_gateway_flags(flags: Flags) -> None:
     add_flag(flags, "-sp", "--server_port", type=port, default=8080, help="Port of the REST gateway.")
     add_flag(flags, "-sa", "--server_address", default="0.0.0.0", help="Address of the REST gateway.")
+    for name, told in _GATEWAY_OPTIONS.items():
+        add_flag(flags, f"--{name}", help=told)
 
 
 def _gateway_drain_seconds() -> float:
-    """The gateway's own setting, where it is a number; the gateway refuses what is not."""
+    """The gateway's own settings, where they are numbers; the gateway refuses what is not."""
     try:
-        return float(os.environ.get("MULTIMODAL_SHUTDOWN_SECONDS", "30"))
+        delay = float(os.environ.get("MULTIMODAL_DRAIN_DELAY_SECONDS") or "0")
+        return delay + float(os.environ.get("MULTIMODAL_SHUTDOWN_SECONDS") or "30")
     except ValueError:
         return 0.0
 
 
 def _gateway_environment(arguments: argparse.Namespace, worker: WorkerSettings) -> dict[str, str]:
+    given = {name: getattr(arguments, name) for name in _GATEWAY_OPTIONS}
     return {
+        "MULTIMODAL_OTLP_ENDPOINT": worker.otlp_endpoint or "",
         "MULTIMODAL_HOST": arguments.server_address,
         "MULTIMODAL_PORT": str(arguments.server_port),
         "MULTIMODAL_TRITON_GRPC_URL": worker.triton.grpc_target,
+        **{f"MULTIMODAL_{name.upper()}": value for name, value in given.items() if value is not None},
     }
 
 
@@ -117,29 +133,39 @@ def _watch(stop_asked: threading.Event, parts: tuple[_Part, _Part], arguments: a
 
 def _is_ready(arguments: argparse.Namespace) -> bool:
     host = _WILDCARDS.get(arguments.server_address, arguments.server_address)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{arguments.server_port}/health/ready"
+    url = f"{_scheme(arguments)}://{f'[{host}]' if ':' in host else host}:{arguments.server_port}/health/ready"
+    unverified = ssl.create_default_context()  # the certificate is for the name that callers use, not for this address
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
     try:
         # Whatever proxy the environment names, it does not know this machine's gateway.
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        direct = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unverified)
+        )
         with direct.open(url, timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
 
+def _scheme(arguments: argparse.Namespace) -> str:
+    return "https" if arguments.tls_certificate else "http"
+
+
 def _announce(arguments: argparse.Namespace) -> None:
-    url = f"http://localhost:{arguments.server_port}"
+    url = f"{_scheme(arguments)}://localhost:{arguments.server_port}"
+    key = '\n  -H "Authorization: Bearer $API_KEY" \\' if arguments.api_key_file else ""
     picture = _EXAMPLE_PICTURE if _EXAMPLE_PICTURE.exists() else Path("picture.png")
     print(
         f"""
 Ready: {arguments.triton_model_name}
 
-  Try it in the browser   {url}/docs
+  Try it in the browser   {url}/
   Triton                  http {arguments.triton_port}, gRPC {arguments.triton_grpc_port}, \
 metrics {arguments.triton_metrics_port}
   Ask about a picture:
 
-curl {url}/v1/multimodal/generate \\
+curl {url}/v1/multimodal/generate \\{key}
   -F image=@{picture} \\
   -F prompt="What is in this image?" \\
   -F 'params={{"max_tokens": 40, "temperature": 0}}'

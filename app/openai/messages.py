@@ -9,27 +9,29 @@ from pydantic import BaseModel, BeforeValidator, Field
 from app.data_url import from_picture_url
 from app.errors import bad_request
 from app.intake import check_length
-from app.openai.parameters import OPENAI_REQUEST, OpenAIModel, Unsupported
-from app.pictures import Picture, check_pictures, from_base64
+from app.openai.parameters import Unsupported
+from app.parameters import ASKED, RequestModel
+from app.pictures import AskedPicture, Picture, from_base64
+from app.schemas import LINKS
 from app.settings import Settings
 from protocol.messages import ChatMessage, PicturePart, TextPart
+from protocol.pictures import FORMATS_IN_WORDS
 
 
 class TextContent(BaseModel):
     """Text. Special tokens typed into it stay plain characters."""
 
-    model_config = OPENAI_REQUEST
+    model_config = ASKED
 
     type: Literal["text"]
     text: str = Field(examples=["What is in this image?"])
 
 
-class ImageUrl(OpenAIModel):
+class ImageUrl(RequestModel):
     """Where a picture is."""
 
     url: str = Field(
-        description="The picture itself as a data URL in base64: PNG, JPEG, WEBP, GIF or BMP, told by the content. "
-        "http and https URLs are off on this server.",
+        description=f"The picture itself as a data URL in base64: {FORMATS_IN_WORDS}, told by the content. {LINKS}",
         examples=["data:image/gif;base64,R0lGODlhAQABAIAAAP8AAAAAACwAAAAAAQABAAACAkQBADs="],
     )
     detail: Literal["auto", "low", "high", "original"] = Field(
@@ -40,26 +42,26 @@ class ImageUrl(OpenAIModel):
 class ImageUrlContent(BaseModel):
     """A picture, in OpenAI's form."""
 
-    model_config = OPENAI_REQUEST
+    model_config = ASKED
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
-    def file(self, field: str) -> bytes:
+    def picture(self, field: str) -> AskedPicture:
         return from_picture_url(self.image_url.url, f"{field}.url")
 
 
 class ImageContent(BaseModel):
     """A picture, in the form of NeMo's own server."""
 
-    model_config = OPENAI_REQUEST
+    model_config = ASKED
 
     type: Literal["image"]
-    image: str = Field(description="The file in base64, or as a data URL.")
+    image: str = Field(description=f"The file in base64, or as a data URL. {LINKS}")
 
-    def file(self, field: str) -> bytes:
+    def picture(self, field: str) -> AskedPicture:
         is_url = ":" in self.image  # which base64 does not have
-        return from_picture_url(self.image, field) if is_url else from_base64(self.image, field)
+        return from_picture_url(self.image, field) if is_url else Picture(from_base64(self.image, field), field)
 
 
 ContentPart = Annotated[TextContent | ImageUrlContent | ImageContent, Field(discriminator="type")]
@@ -74,7 +76,7 @@ def _as_parts(content: Any) -> Any:
     raise ValueError("must be a string or a list of parts.")
 
 
-class Message(OpenAIModel):
+class Message(RequestModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description='"developer" is "system".')
@@ -90,17 +92,18 @@ class Message(OpenAIModel):
     tool_calls: Annotated[Any, Unsupported([])] = None
 
 
-def read_conversation(messages: list[Message], settings: Settings) -> tuple[tuple[ChatMessage, ...], list[Picture]]:
+def read_conversation(
+    messages: list[Message], settings: Settings
+) -> tuple[tuple[ChatMessage, ...], list[AskedPicture]]:
     """The turns and their pictures. Raises :class:`ApiError` for what cannot be taken. Not for the event loop."""
-    pictures: list[Picture] = []
+    pictures: list[AskedPicture] = []
     turns = tuple(_turn(message, f"messages[{i}]", pictures) for i, message in enumerate(messages))
     parts = (part for turn in turns for part in turn.content)
     check_length(sum(len(part.text) for part in parts if isinstance(part, TextPart)), "messages", settings)
-    check_pictures(pictures, settings)
     return turns, pictures
 
 
-def _turn(message: Message, field: str, pictures: list[Picture]) -> ChatMessage:
+def _turn(message: Message, field: str, pictures: list[AskedPicture]) -> ChatMessage:
     """One turn; its pictures are added to ``pictures``."""
     content: list[TextPart | PicturePart] = []
     for i, part in enumerate(message.content):
@@ -111,5 +114,5 @@ def _turn(message: Message, field: str, pictures: list[Picture]) -> ChatMessage:
         if message.role != "user":
             raise bad_request("Pictures can only be in messages of the user.", place)
         content.append(PicturePart(len(pictures)))
-        pictures.append(Picture(part.file(place), place))
+        pictures.append(part.picture(place))
     return ChatMessage("system" if message.role == "developer" else message.role, tuple(content))

@@ -6,10 +6,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.openai.schemas import ChatCompletionChunk, ChatCompletionRequest, CompletionRequest, TextCompletionChunk
-from app.openapi import REF, STREAM_ENDS, generation_responses
+from app.openai.schemas import (
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    CompletionRequest,
+    TextCompletionChunk,
+    TokenizeRequest,
+)
+from app.openapi import ERRORS, REF, STREAM_ENDS, error_responses, generation_responses
 
-OPENAI_MODELS = (ChatCompletionRequest, ChatCompletionChunk, CompletionRequest, TextCompletionChunk)
+OPENAI_MODELS = (ChatCompletionRequest, ChatCompletionChunk, CompletionRequest, TextCompletionChunk, TokenizeRequest)
 
 COMMON = (
     "Null is the same as leaving a field out. What is not supported is refused with a 400 that names the field. With "
@@ -58,7 +64,7 @@ CHAT_OPERATION: dict[str, Any] = {
         },
     ),
     "responses": generation_responses(
-        ChatCompletionChunk, '{"id": "chatcmpl-…", "choices": [{"index": 0, "delta": {"content": "A red"}, …}], …}'
+        '{"id": "chatcmpl-…", "choices": [{"index": 0, "delta": {"content": "A red"}, …}], …}', ChatCompletionChunk
     ),
 }
 
@@ -73,6 +79,25 @@ COMPLETIONS_OPERATION: dict[str, Any] = {
         {"text": {"summary": "A text", "value": {"prompt": "Say hello.", "max_tokens": 20, "temperature": 0}}},
     ),
     "responses": generation_responses(
-        TextCompletionChunk, '{"id": "cmpl-…", "choices": [{"index": 0, "text": "A red", …}], …}'
+        '{"id": "cmpl-…", "choices": [{"index": 0, "text": "A red", …}], …}', TextCompletionChunk
     ),
+}
+
+TOKENIZE_OPERATION: dict[str, Any] = {
+    "summary": "The tokens of a prompt",
+    "description": (
+        "In vLLM's form. The prompt is made as for a generation: through the chat template, with the beginning of the "
+        "answer, and each picture as the tokens that stand for it. So `count` is what `usage.prompt_tokens` would be."
+    ),
+    "openapi_extra": _json_body(
+        TokenizeRequest,
+        {
+            "text": {"summary": "A text", "value": {"prompt": "Say hello."}},
+            "messages": {
+                "summary": "A conversation",
+                "value": {"messages": [{"role": "user", "content": "Say hello."}]},
+            },
+        },
+    ),
+    "responses": error_responses(*ERRORS),
 }

@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec.structs import replace
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
-from app.schemas import GenerationParameters, TokenLimit
+from app.parameters import CommonParameters, RequestModel, TokenLimit
 from protocol.messages import SamplingParameters
-
-
-def _optional_fields_may_be_null(schema: dict[str, Any]) -> None:
-    for name, field in schema["properties"].items():
-        if name in schema.get("required", ()) or {"type": "null"} in field.get("anyOf", ()):
-            continue
-        if "enum" in field:
-            field["enum"] = [*field["enum"], None]
-        elif "anyOf" in field:
-            field["anyOf"] = [*field["anyOf"], {"type": "null"}]
-        else:
-            field["type"] = [field["type"], "null"]
-
-
-OPENAI_REQUEST = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_optional_fields_may_be_null)
-
-
-class OpenAIModel(BaseModel):
-    """An object in which null says the same as leaving the field out: OpenAI's clients send both."""
-
-    model_config = OPENAI_REQUEST
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value is not None or name not in cls.model_fields}
 
 
 class Unsupported:
@@ -68,7 +37,7 @@ class Unsupported:
         return {"enum": list(self._neutral), "description": "Not supported yet: only what asks for nothing is taken."}
 
 
-class StreamOptions(OpenAIModel):
+class StreamOptions(RequestModel):
     """What a stream says beside the answer."""
 
     include_usage: bool = Field(
@@ -77,10 +46,8 @@ class StreamOptions(OpenAIModel):
     include_obfuscation: Annotated[Any, Unsupported(False)] = None
 
 
-class OpenAIParameters(OpenAIModel, GenerationParameters):
+class OpenAIParameters(CommonParameters):
     """What chat completions and completions share."""
-
-    model_config = OPENAI_REQUEST
 
     model: str | None = Field(
         default=None, description="If given, it must be the served model's name (see /v1/models)."
@@ -95,12 +62,9 @@ class OpenAIParameters(OpenAIModel, GenerationParameters):
     user: str | None = Field(
         default=None, description="Taken because OpenAI's clients send it; it is neither used nor logged."
     )
-    n: Annotated[Any, Unsupported(1)] = None
-    frequency_penalty: Annotated[Any, Unsupported(0)] = None
-    presence_penalty: Annotated[Any, Unsupported(0)] = None
-    repetition_penalty: Annotated[Any, Unsupported(1)] = None
-    min_p: Annotated[Any, Unsupported(0)] = None
-    logit_bias: Annotated[Any, Unsupported({})] = None
+    service_tier: Literal["auto", "default"] | None = Field(
+        default=None, description="There is one tier, which both of these ask for."
+    )
 
     @field_validator("max_completion_tokens")
     @classmethod

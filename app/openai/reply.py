@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import BaseModel
 
 from app.openai.parameters import OpenAIParameters
@@ -20,8 +22,8 @@ class OpenAIReply(Reply):
     def counts(self, usage: Usage) -> CompletionUsage:
         return CompletionUsage.of(usage)
 
-    def event(self, item: TokenDelta | Usage) -> str | None:
-        return None if isinstance(item, Usage) and not self._with_usage else super().event(item)
+    def events(self, item: TokenDelta | Usage) -> Iterator[str]:
+        return iter(()) if isinstance(item, Usage) and not self._with_usage else super().events(item)
 
     def dump_chunk(self, chunk: BaseModel) -> str:
         return chunk.model_dump_json(exclude=None if self._with_usage else {"usage"})

@@ -1,24 +1,25 @@
-"""The requests and answers of OpenAI's two generating routes."""
+"""The requests and answers of OpenAI's two generating routes, and of ``/tokenize``."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
+from app.logprobs import ChoiceLogprobs
+from app.openai.logprobs import CompletionLogprobs
 from app.openai.messages import Message
 from app.openai.parameters import OpenAIParameters, Unsupported
-from app.schemas import ANSWERED, AnswerHead, Choice, ChoiceDelta, TokenIds, is_none
+from app.parameters import ASKED, GenerationParameters, RequestModel, optional_fields_may_be_null
+from app.schemas import ANSWERED, AnswerHead, TokenIds, is_none
 from protocol.messages import FinishReason, Usage
 
 
-class ChatCompletionRequest(OpenAIParameters):
+class ChatCompletionRequest(OpenAIParameters, GenerationParameters):
     """A conversation to be continued."""
 
     messages: list[Message] = Field(min_length=1, description="The conversation so far.")
-    logprobs: Annotated[Any, Unsupported(False)] = None
-    top_logprobs: Annotated[Any, Unsupported(0)] = None
-    response_format: Annotated[Any, Unsupported({"type": "text"})] = None
+    safety_identifier: str | None = Field(default=None, description='The new name of "user".')
     tools: Annotated[Any, Unsupported([])] = None
     tool_choice: Annotated[Any, Unsupported("none")] = None
     parallel_tool_calls: Annotated[Any, Unsupported()] = None
@@ -30,34 +31,102 @@ class ChatCompletionRequest(OpenAIParameters):
     reasoning_effort: Annotated[Any, Unsupported("none")] = None
     store: Annotated[Any, Unsupported(False)] = None
     metadata: Annotated[Any, Unsupported({})] = None
+    verbosity: Annotated[Any, Unsupported("medium")] = None
+    web_search_options: Annotated[Any, Unsupported()] = None
+    moderation: Annotated[Any, Unsupported()] = None
+    prompt_cache_key: Annotated[Any, Unsupported()] = None
+    prompt_cache_options: Annotated[Any, Unsupported()] = None
+    prompt_cache_retention: Annotated[Any, Unsupported()] = None
 
 
-def _one_prompt(prompt: Any) -> Any:
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if isinstance(prompt, str):
+Prompt = Annotated[str, Field(min_length=1)]
+Prompts = Annotated[list[Prompt], Field(min_length=1, max_length=16)]
+
+
+def _as_prompts(prompt: Any) -> Any:
+    if isinstance(prompt, str) and prompt:
+        return [prompt]
+    if isinstance(prompt, list) and all(isinstance(text, str) for text in prompt):
         return prompt
-    raise ValueError("must be a string, or a list with one string in it; more are not supported by this server yet.")
-
-
-OneOrOneInAList = str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    raise ValueError("must be a string that is not empty, or a list of such strings; token ids are not taken.")
 
 
 class CompletionRequest(OpenAIParameters):
     """A text to be answered."""
 
-    prompt: Annotated[
-        str, Field(min_length=1), BeforeValidator(_one_prompt, json_schema_input_type=OneOrOneInAList)
-    ] = Field(description="The user's text.", examples=["Say hello."])
-    # 0 asks for the log probabilities of the chosen tokens, so it is not neutral here.
-    logprobs: Annotated[Any, Unsupported()] = None
-    best_of: Annotated[Any, Unsupported(1)] = None
+    prompt: Annotated[Prompts, BeforeValidator(_as_prompts, json_schema_input_type=Prompt | Prompts)] = Field(
+        description="The user's text. Several are answered each on its own: the choices of the first come first.",
+        examples=["Say hello."],
+    )
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = Field(
+        default=None,
+        description="Tell the log probability of each token of the answer, and of so many likeliest ones at its place.",
+        examples=[2],
+    )
+    best_of: int | None = Field(default=None, description='Taken only where it says the same as "n".', examples=[1])
     echo: Annotated[Any, Unsupported(False)] = None
     suffix: Annotated[Any, Unsupported("")] = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_one_list_of_token_ids(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if len(value) > 1 and info.data.get("return_token_ids"):
+            raise ValueError('must be a single one with "return_token_ids".')
+        return value
+
+    @field_validator("best_of")
+    @classmethod
+    def _is_n(cls, value: int, info: ValidationInfo) -> int:
+        if value != info.data.get("n", value):
+            raise ValueError('is not supported by this server; leave it out, or send the same as "n".')
+        return value
+
+    @property
+    def likeliest(self) -> int | None:
+        return self.logprobs
+
+
+def _prompt_or_messages(schema: dict[str, Any]) -> None:
+    optional_fields_may_be_null(schema)
+    schema["oneOf"] = [
+        {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+        {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+    ]
+
+
+class TokenizeRequest(RequestModel):
+    """A prompt or a conversation whose tokens are asked for."""
+
+    model_config = ASKED | {"json_schema_extra": _prompt_or_messages}
+
+    model: str | None = Field(
+        default=None, description="If given, it must be the served model's name (see /v1/models)."
+    )
+    prompt: Prompt | None = Field(
+        default=None,
+        description="The user's text; as in completions, it goes through the chat template as one message.",
+        examples=["Say hello."],
+    )
+    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(
+        default=None, description="In place of a prompt: a conversation, as in chat completions."
+    )
+    add_generation_prompt: Annotated[Any, Unsupported(True)] = None
+    add_special_tokens: Annotated[Any, Unsupported()] = None
+    continue_final_message: Annotated[Any, Unsupported(False)] = None
+    return_token_strs: Annotated[Any, Unsupported(False)] = None
+
+
+class Tokens(BaseModel):
+    """A prompt's tokens, those that stand for pictures included."""
+
+    count: int
+    max_model_len: int = Field(description="Prompt and generated tokens together, at most.")
+    tokens: list[int] = Field(description="Their ids.")
 
 
 class PromptTokensDetails(BaseModel):
     image_tokens: int = Field(description="Those of the prompt tokens that stand for pictures.")
+    cached_tokens: int = Field(description="Those of the prompt tokens that were not computed again.")
 
 
 class CompletionUsage(BaseModel):
@@ -72,7 +141,9 @@ class CompletionUsage(BaseModel):
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(image_tokens=usage.image_tokens),
+            prompt_tokens_details=PromptTokensDetails(
+                image_tokens=usage.image_tokens, cached_tokens=usage.cached_tokens
+            ),
         )
 
 
@@ -80,6 +151,10 @@ ChunkUsage = Annotated[
     CompletionUsage | None,
     Field(description='Only with "stream_options.include_usage": null, and counted in a last event without choices.'),
 ]
+
+
+ChatLogprobs = Annotated[ChoiceLogprobs | None, Field(description='Null without "logprobs".')]
+TextLogprobs = Annotated[CompletionLogprobs | None, Field(description='Null without "logprobs".')]
 
 
 class AssistantMessage(BaseModel):
@@ -93,7 +168,7 @@ class ChatChoice(BaseModel):
 
     index: int
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs = None
     finish_reason: FinishReason
     token_ids: TokenIds = None
 
@@ -108,7 +183,9 @@ class ChatCompletion(AnswerHead):
 
 
 class ChatDelta(BaseModel):
-    role: Annotated[Literal["assistant"] | None, Field(exclude_if=is_none, description="In the first delta.")] = None
+    role: Annotated[
+        Literal["assistant"] | None, Field(exclude_if=is_none, description="In a choice's first delta, without text.")
+    ] = None
     content: str = Field(description="What comes after the text sent so far.")
 
 
@@ -117,7 +194,7 @@ class ChatChunkChoice(BaseModel):
 
     index: int
     delta: ChatDelta
-    logprobs: None = None
+    logprobs: ChatLogprobs = None
     finish_reason: FinishReason | None = Field(description="Set on the last delta of a choice.")
     token_ids: TokenIds = None
 
@@ -131,8 +208,14 @@ class ChatCompletionChunk(AnswerHead):
     prompt_token_ids: TokenIds = None
 
 
-class TextChoice(Choice):
-    logprobs: None = None
+class TextChoice(BaseModel):
+    model_config = ANSWERED
+
+    index: int = Field(description="Of several prompts, those of the first come first.")
+    text: str
+    logprobs: TextLogprobs = None
+    finish_reason: FinishReason
+    token_ids: TokenIds = None
 
 
 class TextCompletion(AnswerHead):
@@ -144,8 +227,14 @@ class TextCompletion(AnswerHead):
     prompt_token_ids: TokenIds = None
 
 
-class TextChunkChoice(ChoiceDelta):
-    logprobs: None = None
+class TextChunkChoice(BaseModel):
+    model_config = ANSWERED
+
+    index: int = Field(description="Of several prompts, those of the first come first.")
+    text: str = Field(description="What comes after the text sent so far.")
+    logprobs: TextLogprobs = None
+    finish_reason: FinishReason | None = Field(description="Set on the last delta of a choice.")
+    token_ids: TokenIds = None
 
 
 class TextCompletionChunk(AnswerHead):

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, Response
 
 STATIC = Path(__file__).parent.parent / "static"
 
@@ -28,10 +28,6 @@ def router() -> APIRouter:
         "swagger-ui.css": swagger_ui / "swagger-ui.css",
         "docs.js": STATIC / "docs.js",
     }
-
-    @routes.get("/")
-    async def root() -> Response:
-        return RedirectResponse("docs")
 
     @routes.get("/docs")
     async def page() -> Response:

@@ -15,6 +15,6 @@ def router(metrics: Metrics) -> APIRouter:
     @routes.get("/metrics")
     async def read(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return Response(encode(metrics.registry), headers={"Content-Type": content_type})
+        return Response(encode(metrics.shown), headers={"Content-Type": content_type})
 
     return routes

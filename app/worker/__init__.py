@@ -1,1 +1,1 @@
-"""The gateway's side of the contract in :mod:`protocol`: one connection to the worker behind one Triton."""
+"""The gateway's side of the contract in :mod:`protocol`: a connection to each worker, and the choice among them."""

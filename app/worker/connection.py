@@ -7,13 +7,18 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
-from app.metrics import Metrics
+from app.worker.load import Load, answer_tokens, prompt_tokens
 from app.worker.session import Session, failed
-from app.worker.triton import LinkError, TritonLink
-from protocol.messages import Delta, ErrorCode, RequestError, Submit, WorkerStatus
+from app.worker.triton import LinkError, TritonHealth, TritonLink
+from protocol.messages import HEARTBEAT_SECONDS, Delta, ErrorCode, RequestError, Submit, WorkerStatus
+from protocol.wire import CONTROL_MODEL, DELTAS_MODEL
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 2.0
+QUIET_SECONDS = 2 * HEARTBEAT_SECONDS
+"""New requests go elsewhere, where they can, when a worker said nothing for so long."""
+HEALTH_SECONDS = 2.0
+"""For Triton to say whether it is ready."""
 FAREWELL_SECONDS = 2.0
 """Closing waits so long for the last cancels to leave."""
 
@@ -27,12 +32,13 @@ logger = logging.getLogger(__name__)
 class WorkerConnection:
     """Reconnects by itself; a request never moves from one session to the next."""
 
-    def __init__(self, url: str, metrics: Metrics, *, connect_seconds: float, call_seconds: float) -> None:
-        self._url = url
-        self._metrics = metrics
+    def __init__(self, url: str, *, connect_seconds: float, call_seconds: float) -> None:
+        self.url = url
+        self.load = Load()
         self._connect_seconds = connect_seconds
         self._call_seconds = call_seconds
         self._session: Session | None = None
+        self._last_model: str | None = None
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -43,6 +49,25 @@ class WorkerConnection:
     @property
     def ready(self) -> bool:
         return self.status is not None and self.status.ready
+
+    @property
+    def model(self) -> str | None:
+        """What it served when it was heard last."""
+        return (self._session and self._session.model) or self._last_model
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it missed heartbeats, so that it may hang."""
+        return self._session is None or self._session.quiet_seconds > QUIET_SECONDS
+
+    async def triton_health(self) -> TritonHealth:
+        """Asks Triton itself, beside the session."""
+        link = TritonLink(self.url)
+        models = {CONTROL_MODEL, DELTAS_MODEL, self.model or DELTAS_MODEL}
+        try:
+            return await link.health(models, HEALTH_SECONDS)
+        finally:
+            await link.close()
 
     def start(self) -> None:
         self._keeper = asyncio.create_task(self._keep_connected())
@@ -67,20 +92,20 @@ class WorkerConnection:
 
         Failures, an absent worker among them, are told by that end and never raised.
         """
-        async with aclosing(self._metrics.measured(self._generate(submit))) as deltas:
-            async for delta in deltas:
-                yield delta
-
-    async def _generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         session = self._session
         if session is None or session.status is None:
             yield failed(submit.request_id, NOT_CONNECTED)
         elif not session.status.ready:
             yield failed(submit.request_id, STARTING)
         else:
-            async with aclosing(session.generate(submit)) as deltas:
-                async for delta in deltas:
-                    yield delta
+            all_deltas = session.generate(submit)
+            share_of_load = self.load.share(prompt_tokens(submit), answer_tokens(submit))
+            del submit
+            async with aclosing(all_deltas) as deltas:
+                with share_of_load as share:
+                    async for delta in deltas:
+                        share.note(delta)
+                        yield delta
 
     async def _keep_connected(self) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -93,16 +118,17 @@ class WorkerConnection:
 
     async def _hold_session(self, log_level: int) -> bool:
         """Runs one session to its end; whether the worker was heard in it."""
-        link = TritonLink(self._url)
+        link = TritonLink(self.url)
         session = Session(link, connect_seconds=self._connect_seconds, call_seconds=self._call_seconds)
         self._session = session
         try:
             await session.run()
         except LinkError as error:
-            logger.log(logging.WARNING if session.heard else log_level, "worker at %s: %s", self._url, error)
+            logger.log(logging.WARNING if session.heard else log_level, "worker at %s: %s", self.url, error)
         except Exception:
-            logger.exception("worker at %s: the session failed", self._url)
+            logger.exception("worker at %s: the session failed", self.url)
         finally:
+            self._last_model = session.model or self._last_model
             self._session = None
             await link.close()
         return session.heard

@@ -43,13 +43,15 @@ class Session:
     def __init__(self, link: TritonLink, *, connect_seconds: float, call_seconds: float) -> None:
         self.status: WorkerStatus | None = None
         self.heard = False
+        self.model: str | None = None
+        self.quiet_seconds = 0.0
+        """Since the last batch, by the gateway's own turns."""
         self._id = uuid.uuid4().hex
         self._link = link
         self._connect_seconds = connect_seconds
         self._call_seconds = call_seconds
         self._inboxes: dict[str, Inbox] = {}
         """Requests that the worker has not ended yet."""
-        self._quiet_seconds = 0.0
         self._unknown = asyncio.Event()
         self._sender = ControlSender(self._id, self._control, self._fail, self._unknown.set)
 
@@ -72,9 +74,11 @@ class Session:
 
     async def generate(self, submit: Submit) -> AsyncGenerator[Delta, None]:
         """The deltas of one request, exactly one end. Closed before that, it cancels the request."""
-        inbox = self._inboxes[submit.request_id] = Inbox()
+        request_id = submit.request_id
+        inbox = self._inboxes[request_id] = Inbox()
         overdue = self._schedule_deadline(submit, inbox)
         self._sender.submit(submit)
+        del submit  # the sender's alone from here, until the worker has it
         try:
             while True:
                 for delta in await inbox.take():
@@ -84,8 +88,8 @@ class Session:
         finally:
             if overdue is not None:
                 overdue.cancel()
-            if self._inboxes.pop(submit.request_id, None) is not None:
-                self._sender.cancel(submit.request_id)
+            if self._inboxes.pop(request_id, None) is not None:
+                self._sender.cancel(request_id)
 
     def cancel_all(self, reason: RequestError) -> None:
         """Ends every request, here and at the worker."""
@@ -100,7 +104,7 @@ class Session:
     async def _read(self) -> None:
         async with aclosing(self._link.deltas(OpenSession(self._id))) as batches:
             async for batch in batches:
-                self._quiet_seconds = 0.0
+                self.quiet_seconds = 0.0
                 self._deliver(batch)
         raise LinkError("deltas stream ended")
 
@@ -108,9 +112,9 @@ class Session:
         """Ends a silent session. Counts its own turns: if the gateway itself stood still, the worker did not."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            self._quiet_seconds += WATCH_SECONDS
+            self.quiet_seconds += WATCH_SECONDS
             patience = SILENCE_SECONDS if self.heard else self._connect_seconds
-            if self._quiet_seconds > patience:
+            if self.quiet_seconds > patience:
                 raise LinkError(f"deltas stream silent for {patience:g} s")
 
     def _deliver(self, batch: DeltaBatch) -> None:
@@ -119,6 +123,7 @@ class Session:
         self.heard = True
         if batch.status is not None:
             self.status = batch.status
+            self.model = batch.status.model
         for delta in batch.deltas:
             inbox = self._inboxes.get(delta.request_id)
             if inbox is None:  # cancelled by us; the two crossed on the way

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -33,6 +34,14 @@ def _said(error: Exception) -> str:
     return str(error)
 
 
+@dataclass(frozen=True)
+class TritonHealth:
+    """What a Triton says of itself; no to everything when it does not answer."""
+
+    server_ready: bool = False
+    models_ready: bool = False
+
+
 class TritonLink:
     """One channel to Triton. It does not reconnect: whoever needs another one makes another one."""
 
@@ -52,7 +61,8 @@ class TritonLink:
 
     async def deltas(self, opening: OpenSession) -> AsyncGenerator[DeltaBatch, None]:
         """All that the worker says to this session, until the stream ends. Raises :class:`LinkError`."""
-        responses = self._client.stream_infer(_opening_requests(opening))
+        over = asyncio.Event()
+        responses = self._client.stream_infer(_opening_requests(opening, over))
         try:
             async for result, error in responses:
                 if error is not None:
@@ -64,15 +74,26 @@ class TritonLink:
         except (grpc.RpcError, MessageError) as error:
             raise LinkError(f"deltas stream failed: {_said(error)}") from error
         finally:
+            over.set()
             responses.cancel()
+
+    async def health(self, models: Iterable[str], timeout: float) -> TritonHealth:
+        """Whether Triton and ``models`` are ready by its own word, which says nothing of what is behind them."""
+        try:
+            if not await self._client.is_server_ready(client_timeout=timeout):
+                return TritonHealth()
+            asking = (self._client.is_model_ready(model, client_timeout=timeout) for model in models)
+            return TritonHealth(server_ready=True, models_ready=all(await asyncio.gather(*asking)))
+        except (InferenceServerException, grpc.RpcError):
+            return TritonHealth()
 
     async def close(self) -> None:
         await self._client.close()
 
 
-async def _opening_requests(opening: OpenSession) -> AsyncIterator[dict[str, Any]]:
+async def _opening_requests(opening: OpenSession, over: asyncio.Event) -> AsyncIterator[dict[str, Any]]:
     yield {"model_name": DELTAS_MODEL, "inputs": [_input(opening)]}
-    await asyncio.Event().wait()  # our half stays open for as long as the stream lives
+    await over.wait()  # our half stays open for as long as the stream lives
 
 
 def _input(message: msgspec.Struct) -> Any:

@@ -1,6 +1,15 @@
 """A client for the REST API, blocking and for asyncio."""
 
-from clients.rest.answers import Choice, ChoiceDelta, Completion, CompletionChunk, UsageCounts
+from clients.rest.answers import (
+    Choice,
+    ChoiceDelta,
+    ChoiceLogprobs,
+    ChosenTokenLogprob,
+    Completion,
+    CompletionChunk,
+    TokenLogprob,
+    UsageCounts,
+)
 from clients.rest.client import AsyncMultimodalClient, MultimodalClient
 from clients.rest.errors import (
     ApiError,
@@ -22,6 +31,8 @@ __all__ = [
     "AsyncMultimodalClient",
     "Choice",
     "ChoiceDelta",
+    "ChoiceLogprobs",
+    "ChosenTokenLogprob",
     "Completion",
     "CompletionChunk",
     "ConnectionFailed",
@@ -35,6 +46,7 @@ __all__ = [
     "Sampling",
     "ServerError",
     "TimedOut",
+    "TokenLogprob",
     "UnexpectedAnswer",
     "UsageCounts",
 ]

@@ -15,12 +15,39 @@ _NOT_OURS = "The server's answer is not one of the multimodal API. Is its URL ri
 
 @dataclass(frozen=True)
 class UsageCounts:
-    """Token counts; ``image_tokens`` are part of ``prompt_tokens``."""
+    """Token counts; ``image_tokens`` and ``cached_tokens`` are part of ``prompt_tokens``."""
 
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
     total_tokens: int
+    cached_tokens: int = 0
+    """Those that were not computed again."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token and how likely it was, before temperature and the other sampling parameters."""
+
+    token: str
+    """Bytes that are a part of a character are written as ``\\xf0``."""
+    logprob: float
+    bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChosenTokenLogprob(TokenLogprob):
+    """The token that was drawn."""
+
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+    """As many as were asked for, likeliest first."""
+
+
+@dataclass(frozen=True)
+class ChoiceLogprobs:
+    """One for each token of a choice, or of the new part of it."""
+
+    content: tuple[ChosenTokenLogprob, ...]
 
 
 @dataclass(frozen=True)
@@ -33,6 +60,8 @@ class Choice:
     """``stop`` or ``length``."""
     token_ids: tuple[int, ...] | None = None
     """Only with ``return_token_ids``."""
+    logprobs: ChoiceLogprobs | None = None
+    """Only with ``logprobs``."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +91,7 @@ class ChoiceDelta:
     finish_reason: str | None = None
     """Set on the last delta of a choice."""
     token_ids: tuple[int, ...] | None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from PIL import Image
 
@@ -25,9 +25,22 @@ class Sampling(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[str, float]
+    """By token id, as text: the keys of a JSON object are."""
+    response_format: Mapping[str, Any]
+    """In OpenAI's form: ``{"type": "json_schema", "json_schema": {"name": …, "schema": …}}``, for example."""
+    guided_regex: str
     seed: int
     stop: str | Sequence[str]
     ignore_eos: bool
+    n: int
+    logprobs: bool
+    top_logprobs: int
+    cache_salt: str
     return_token_ids: bool
 
 

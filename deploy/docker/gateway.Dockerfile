@@ -8,7 +8,7 @@ FROM python:${PYTHON_VERSION}-bookworm AS dependencies
 WORKDIR /source
 RUN python -m venv --without-pip /opt/venv
 COPY pyproject.toml constraints.txt LICENSE ./
-RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt '.[gateway]' \
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt '.[gateway,tracing]' \
     && find /opt/venv \( -name '_ml_dtypes*.so' -o -name 'rapidjson*.so' \) -exec strip --strip-unneeded {} + \
     && find /opt/venv -type d -name tests -prune -exec rm -r {} +
 

@@ -14,7 +14,7 @@ RUN python -m venv --without-pip /opt/venv
 COPY pyproject.toml constraints.txt LICENSE ./
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt \
     ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
-RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt '.[worker]'
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --constraint constraints.txt '.[worker,tracing]'
 
 FROM dependencies AS wheel
 COPY protocol protocol

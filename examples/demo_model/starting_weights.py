@@ -17,7 +17,6 @@ _RENAMED = (
     ("vision.merger.up_proj.", "model.visual.merger.mlp.0."),
     ("vision.merger.down_proj.", "model.visual.merger.mlp.2."),
     ("vision.blocks.", "model.visual.blocks."),
-    ("decoder.embed_tokens", "model.language_model.embed_tokens.weight"),
     ("decoder.", "model.language_model."),
 )
 _RENAMED_IN_DECODER = (

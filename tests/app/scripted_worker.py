@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from protocol.messages import (
     HEARTBEAT_SECONDS,
     Cancel,
+    ChosenToken,
     Control,
     ControlReply,
     Delta,
@@ -24,11 +27,13 @@ from protocol.messages import (
     EndDelta,
     ErrorCode,
     FinishReason,
+    LikelyToken,
     OpenSession,
     Outcome,
     RequestError,
     Submit,
     TextPart,
+    Timings,
     TokenDelta,
     Usage,
     WorkerStatus,
@@ -50,8 +55,11 @@ def token(submit: Submit, text: str, token_id: int, **more: Any) -> TokenDelta:
 
 def finished(submit: Submit, completion_tokens: int) -> EndDelta:
     prompt_tokens = 10 + 4 * len(submit.pictures)
-    usage = Usage(prompt_tokens, image_tokens=4 * len(submit.pictures), completion_tokens=completion_tokens)
-    return EndDelta(request_id=submit.request_id, outcome=Outcome.FINISHED, usage=usage)
+    usage = Usage(
+        prompt_tokens, image_tokens=4 * len(submit.pictures), completion_tokens=completion_tokens, cached_tokens=2
+    )
+    timings = Timings(prepare=0.5, queue=0.25, prefill=2, decode=4)
+    return EndDelta(request_id=submit.request_id, outcome=Outcome.FINISHED, usage=usage, timings=timings)
 
 
 def failed(submit: Submit, code: str) -> EndDelta:
@@ -59,22 +67,58 @@ def failed(submit: Submit, code: str) -> EndDelta:
     return EndDelta(request_id=submit.request_id, outcome=Outcome.FAILED, error=error)
 
 
+def logprobs(submit: Submit, text: bytes, token_id: int) -> tuple[ChosenToken, ...]:
+    """Of one token: the k-th likeliest has the log probability -k, and its text a mark for each step down."""
+    if submit.sampling.logprobs is None:
+        return ()
+    likeliest = tuple(LikelyToken(token_id + k, text + k * b"~", -float(k)) for k in range(submit.sampling.logprobs))
+    return (ChosenToken(token_id, text, 0.0, likeliest),)
+
+
 async def echo(submit: Submit, words: list[str], send: Send, pause: float = 0.0) -> None:
+    """Each choice after the first says its number too, after the words."""
     prompt_ids = (1, 2, 3) if submit.return_prompt_token_ids else None
-    for i, word in enumerate(words):
-        last = i == len(words) - 1
-        text = word if i == 0 else f" {word}"
-        send(
-            token(
-                submit,
-                text,
-                100 + i,
-                prompt_token_ids=prompt_ids if i == 0 else None,
-                finish_reason=FinishReason.STOP if last else None,
-            )
-        )
+    choices = [words] + [[*words, f"#{index}"] for index in range(1, submit.sampling.n)]
+    for i in range(max(map(len, choices))):
+        for index, said in enumerate(choices):
+            if i < len(said):
+                text = said[i] if i == 0 else f" {said[i]}"
+                send(
+                    token(
+                        submit,
+                        text,
+                        100 + i,
+                        index=index,
+                        logprobs=logprobs(submit, text.encode(), 100 + i),
+                        prompt_token_ids=prompt_ids if i == index == 0 else None,
+                        finish_reason=FinishReason.STOP if i == len(said) - 1 else None,
+                    )
+                )
         await asyncio.sleep(pause)
-    send(finished(submit, len(words)))
+    send(finished(submit, sum(map(len, choices))))
+
+
+async def emoji(submit: Submit, words: list[str], send: Send) -> None:
+    """A character of two tokens, of which the first has no text yet; the second is all but impossible."""
+    face = "😀".encode()
+    halves = [replace(logprobs(submit, half, 7)[0], logprob=p) for half, p in ((face[:2], -0.5), (face[2:], -math.inf))]
+    send(token(submit, "Hi", 6, logprobs=logprobs(submit, b"Hi", 6)))
+    send(token(submit, "", 7, logprobs=(halves[0],)))
+    send(token(submit, "😀", 8, logprobs=(halves[1],)))
+    send(token(submit, "!", 9, logprobs=logprobs(submit, b"!", 9), finish_reason=FinishReason.STOP))
+    send(finished(submit, 4))
+
+
+async def json_answer(submit: Submit, words: list[str], send: Send) -> None:
+    send(token(submit, '{"color": "red", "sides": 3}', 1, finish_reason=FinishReason.STOP))
+    send(finished(submit, 1))
+
+
+async def tell_prompt(submit: Submit, words: list[str], send: Send) -> None:
+    """What is sent for ``prompt_only``: ten tokens, and four for each picture."""
+    count = 10 + 4 * len(submit.pictures)
+    send(TokenDelta(request_id=submit.request_id, prompt_token_ids=tuple(range(count))))
+    send(finished(submit, 0))
 
 
 async def slowly(submit: Submit, words: list[str], send: Send) -> None:
@@ -114,6 +158,8 @@ async def give_up(submit: Submit, words: list[str], send: Send) -> None:
 
 
 SCRIPTS: dict[str, Script] = {
+    "emoji": emoji,
+    "json": json_answer,
     "slowly": slowly,
     "fail": fail,
     "fail_late": fail_late,
@@ -127,10 +173,15 @@ SCRIPTS: dict[str, Script] = {
 class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         self.status = WorkerStatus(ready=True, model=MODEL, context_length=4096)
+        self.triton_ready = True
+        self.models_ready = True
+        self.triton_seconds = 0.0
         self.silent = False
         self.delivered = 0
         self.knows_sessions = True
         self.refusal: RequestError | None = None
+        self.refuses: RequestError | None = None
+        """How each request ends, at once, if set."""
         self.call_seconds = 0.0
         self.submits: list[Submit] = []
         self.controls: list[Control] = []
@@ -167,6 +218,14 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     @property
     def running(self) -> int:
         return len(self._running)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await asyncio.sleep(self.triton_seconds)
+        return service_pb2.ServerReadyResponse(ready=self.triton_ready)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        known = request.name in (CONTROL_MODEL, DELTAS_MODEL, self.status.model)
+        return service_pb2.ModelReadyResponse(ready=known and self.models_ready)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         assert request.model_name == CONTROL_MODEL
@@ -209,13 +268,18 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                 task.cancel()
             return
         self.submits.append(message)
+        if self.refuses is not None:
+            end = EndDelta(request_id=message.request_id, outcome=Outcome.FAILED, error=self.refuses)
+            self._outgoing[session_id].put_nowait(end)
+            return
         task = asyncio.create_task(self._run(message, self._outgoing[session_id].put_nowait))
         self._running[message.request_id] = task
 
     async def _run(self, submit: Submit, send: Send) -> None:
-        words = prompt_of(submit).split()
+        words = prompt_of(submit).split() or [""]
+        script = SCRIPTS.get(words[0], tell_prompt if submit.prompt_only else echo)
         try:
-            await SCRIPTS.get(words[0], echo)(submit, words, send)
+            await script(submit, words, send)
         except asyncio.CancelledError:
             send(EndDelta(request_id=submit.request_id, outcome=Outcome.CANCELLED))
         finally:

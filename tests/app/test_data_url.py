@@ -7,6 +7,7 @@ import pytest
 
 from app.data_url import from_picture_url
 from app.errors import ApiError
+from app.pictures import LinkedPicture, Picture
 
 DATA = bytes(range(256))
 ENCODED = base64.b64encode(DATA).decode()
@@ -26,11 +27,18 @@ ENCODED = base64.b64encode(DATA).decode()
     ],
 )
 def test_forms_that_are_taken(url: str) -> None:
-    assert from_picture_url(url, "url") == DATA
+    assert from_picture_url(url, "url") == Picture(DATA, "url")
 
 
 def test_empty_data_is_for_the_picture_check_to_refuse() -> None:
-    assert from_picture_url("data:image/png;base64,", "url") == b""
+    assert from_picture_url("data:image/png;base64,", "url") == Picture(b"", "url")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org/x.png", "HTTPS://example.org/x.png", " https://example.org/x.png\n"]
+)
+def test_links_are_for_the_fetcher(url: str) -> None:
+    assert from_picture_url(url, "url") == LinkedPicture(url.strip(), "url")
 
 
 @pytest.mark.parametrize(
@@ -45,9 +53,6 @@ def test_empty_data_is_for_the_picture_check_to_refuse() -> None:
         ("data:image/png;base64", 400, "must be a data URL"),
         ("data:image/png,%89PNG", 400, "must be a data URL"),
         ("data:image/png;base64;name=x.png,QUJD", 400, "must be a data URL"),
-        ("http://example.org/x.png", 400, "off on this server"),
-        ("HTTPS://example.org/x.png", 400, "off on this server"),
-        (" https://example.org/x.png", 400, "off on this server"),
         ("data:image/png;base64,QUJ", 400, "not valid base64"),
         ("data:image/png;base64,QU?D", 400, "not valid base64"),
         ("data:image/png;base64,QUJD%zz", 400, "not valid base64"),

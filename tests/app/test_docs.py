@@ -3,11 +3,12 @@
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from openapi_spec_validator import validate
 
 from app.openapi import ERRORS
-from app.schemas import GenerationParameters
+from app.parameters import GenerationParameters
 from protocol.messages import SamplingParameters
 from tests.app.conftest import GENERATE, Gateway
 
@@ -31,8 +32,9 @@ async def test_generate_is_documented(gateway: Gateway) -> None:
     bodies = operation["requestBody"]["content"]
     form = bodies["multipart/form-data"]["schema"]["properties"]
     assert form["image"]["items"]["format"] == "binary"
-    assert set(form) == {"image", "prompt", "params", "model", *GenerationParameters.model_fields}
-    assert bodies["application/json"]["schema"] == {"$ref": "#/components/schemas/GenerateBody"}
+    assert set(form) == {"image", "image_url", "prompt", "params", "model", *GenerationParameters.model_fields}
+    json_bodies = [f"#/components/schemas/{name}" for name in ("GenerateBody", "BatchBody")]
+    assert bodies["application/json"]["schema"] == {"anyOf": [{"$ref": body} for body in json_bodies]}
     assert set(operation["responses"]) == {"200", *map(str, ERRORS)}
     assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
 
@@ -41,18 +43,29 @@ async def test_every_parameter_has_description_and_default(gateway: Gateway) -> 
     schemas = (await document(gateway))["components"]["schemas"]
     for name, field in schemas["GenerationParameters"]["properties"].items():
         assert field["description"], name
-        assert "default" in field or name in ("max_tokens", "seed"), name
+        absent = {"max_tokens", "seed", "response_format", "guided_regex", "cache_salt", "top_logprobs"}
+        assert "default" in field or name in absent, name
 
 
 async def test_sampling_parameters_are_those_of_the_protocol() -> None:
-    ours = GenerationParameters.model_fields
-    assert set(SamplingParameters.__struct_fields__) == set(ours) - {"stream", "return_token_ids"}
+    """By name, range and default; ``grammar`` has two names here, and the rest is not about sampling."""
+    here = {"stream", "return_token_ids", "cache_salt", "top_logprobs", "response_format", "guided_regex"}
+    ours = GenerationParameters.model_json_schema()["properties"]
+    (_,), components = msgspec.json.schema_components([SamplingParameters])
+    theirs = components["SamplingParameters"]["properties"]
+    assert set(theirs) == (set(ours) - here) | {"grammar"}
     assert GenerationParameters().sampling() == SamplingParameters()
+    for name in set(theirs) - {"grammar", "logprobs", "stop", "logit_bias", "max_tokens"}:
+        assert bounds(ours[name]) == bounds(theirs[name]), name
+    assert bounds(ours["top_logprobs"]) == bounds(theirs["logprobs"])
+    (of_a_token,) = ours["logit_bias"]["patternProperties"].values()
+    assert bounds(of_a_token) == bounds(theirs["logit_bias"]["additionalProperties"])
+    assert ours["logit_bias"]["maxProperties"] == theirs["logit_bias"]["maxProperties"]
 
 
-async def test_root_leads_to_the_page(gateway: Gateway) -> None:
-    answer = await gateway.client.get("/", follow_redirects=True)
-    assert answer.url.path == "/docs"
+def bounds(field: dict[str, Any]) -> list[float | None]:
+    field |= next((branch for branch in field.get("anyOf", ()) if branch != {"type": "null"}), {})
+    return [field.get(limit) for limit in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")]
 
 
 async def test_page_needs_no_other_host(gateway: Gateway) -> None:

@@ -14,6 +14,9 @@ from tests.app.scripted_worker import MODEL, ScriptedWorker
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
+USAGE = {"prompt_tokens": 10, "image_tokens": 0, "cached_tokens": 2, "completion_tokens": 3, "total_tokens": 13}
+
+
 async def test_answer_is_a_typed_completion(gateway: Gateway) -> None:
     answer = (await gateway.generate("a red circle")).json()
     assert answer.pop("id").startswith("gen-")
@@ -22,7 +25,13 @@ async def test_answer_is_a_typed_completion(gateway: Gateway) -> None:
         "object": "text_completion",
         "model": MODEL,
         "choices": [{"index": 0, "text": "a red circle", "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 10, "image_tokens": 0, "completion_tokens": 3, "total_tokens": 13},
+        "usage": {
+            "prompt_tokens": 10,
+            "image_tokens": 0,
+            "cached_tokens": 2,
+            "completion_tokens": 3,
+            "total_tokens": 13,
+        },
     }
 
 

@@ -94,6 +94,7 @@ async def test_log_line_has_no_prompt(gateway: Gateway, caplog: pytest.LogCaptur
     line = json.loads(text)
     assert (line["method"], line["path"], line["status"]) == ("POST", GENERATE, 200)
     assert line["generation_id"] == gateway.worker.submits[-1].request_id
+    assert gateway.worker.submits[-1].http_request_id == "log-me"
     assert line["duration_ms"] > 0
     assert "secret" not in text
 

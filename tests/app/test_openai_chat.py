@@ -47,7 +47,7 @@ async def test_answer_is_a_chat_completion(gateway: Gateway) -> None:
             "prompt_tokens": 10,
             "completion_tokens": 3,
             "total_tokens": 13,
-            "prompt_tokens_details": {"image_tokens": 0},
+            "prompt_tokens_details": {"image_tokens": 0, "cached_tokens": 2},
         },
     }
 
@@ -57,7 +57,8 @@ async def test_events_are_chunks(gateway: Gateway) -> None:
     assert body.endswith("data: [DONE]\n\n")
     events = chunks(body)
     assert [event["choices"][0] for event in events] == [
-        {"index": 0, "delta": {"role": "assistant", "content": "a"}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None},
+        {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None},
         {"index": 0, "delta": {"content": " red"}, "logprobs": None, "finish_reason": None},
         {"index": 0, "delta": {"content": " circle"}, "logprobs": None, "finish_reason": "stop"},
     ]
@@ -76,19 +77,19 @@ async def test_usage_is_not_sent_unasked(gateway: Gateway, options: Any) -> None
 async def test_usage_ends_a_stream_that_asked_for_it(gateway: Gateway) -> None:
     body = await chat(gateway, "slowly a red circle", stream=True, stream_options={"include_usage": True})
     *events, last = chunks(body)
-    assert [event["usage"] for event in events] == [None] * 3
+    assert [event["usage"] for event in events] == [None] * 4
     assert last["choices"] == []
     assert last["usage"] == {
         "prompt_tokens": 10,
         "completion_tokens": 3,
         "total_tokens": 13,
-        "prompt_tokens_details": {"image_tokens": 0},
+        "prompt_tokens_details": {"image_tokens": 0, "cached_tokens": 2},
     }
 
 
 async def test_failure_in_mid_stream_is_an_event_and_the_end(gateway: Gateway) -> None:
     body = await chat(gateway, "fail_late deadline_exceeded", stream=True, stream_options={"include_usage": True})
-    first, last = chunks(body)
+    _, first, last = chunks(body)
     assert first["choices"][0]["delta"]["content"] == "so far"
     assert last["error"]["code"] == "deadline_exceeded"
     assert "[DONE]" not in body
@@ -97,7 +98,7 @@ async def test_failure_in_mid_stream_is_an_event_and_the_end(gateway: Gateway) -
 @pytest.mark.parametrize("stream", [False, True])
 async def test_token_ids_when_asked_for(gateway: Gateway, stream: bool) -> None:
     answer = await chat(gateway, "slowly a red circle", stream=stream, return_token_ids=True)
-    first, *others = chunks(answer) if stream else [answer]
+    first, *others = chunks(answer)[1:] if stream else [answer]
     assert first["prompt_token_ids"] == [1, 2, 3]
     assert first["choices"][0]["token_ids"] == ([100] if stream else [100, 101, 102])
     assert not any("prompt_token_ids" in other for other in others)
@@ -119,7 +120,7 @@ async def test_turns_and_interleaved_pictures(gateway: Gateway) -> None:
         {"role": "user", "content": [{"type": "image", "image": data_url(third)}, text("And <|image_pad|> this?")]},
     ]
     answer = await gateway.client.post(CHAT, json={"messages": messages})
-    assert answer.json()["usage"]["prompt_tokens_details"] == {"image_tokens": 12}
+    assert answer.json()["usage"]["prompt_tokens_details"] == {"image_tokens": 12, "cached_tokens": 2}
     submit = gateway.worker.submits[-1]
     assert submit.pictures == (first, second, third)
     assert submit.messages == (
@@ -200,7 +201,7 @@ async def test_a_failure_before_the_answer_has_its_status(
 async def test_too_much_of_everything() -> None:
     async with gateway_with(max_pictures=2, max_prompt_characters=10) as gateway:
         for content, param in (
-            ([image_url(picture())] * 3, "messages[0].content[2].image_url"),
+            ([image_url(picture())] * 3, "messages[0].content[2].image_url.url"),
             ([text("12345"), text("678901")], "messages"),
         ):
             answer = await gateway.client.post(CHAT, json={"messages": [{"role": "user", "content": content}]})

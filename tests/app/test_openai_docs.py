@@ -1,4 +1,4 @@
-"""The tables of docs/openai.md say what the schema says."""
+"""The tables of docs/openai.md and docs/api.md say what the schema says."""
 
 import json
 import re
@@ -8,18 +8,32 @@ from typing import Any
 import pytest
 
 from app.openai.schemas import ChatCompletionRequest, CompletionRequest
+from app.openapi import ERRORS
+from app.parameters import GenerationParameters
 from tests.app.conftest import Gateway
 from tests.app.test_openai_chat import CHAT
 from tests.app.test_openai_completions import COMPLETIONS
 from tests.app.test_openai_refusals import unsupported_fields
 
-TEXT = (Path(__file__).parents[2] / "docs" / "openai.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def rows(header: str) -> list[list[str]]:
+def rows(header: str, page: str = "openai.md") -> list[list[str]]:
     """The cells of the table that begins so."""
-    table = TEXT[TEXT.index(f"| {header} |") :].partition("\n\n")[0]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+    text = (DOCS / page).read_text(encoding="utf-8")
+    table = text[text.index(f"| {header} |") :].partition("\n\n")[0]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines()[2:]]
+
+
+def test_the_parameters_of_generate() -> None:
+    fields = GenerationParameters.model_fields
+    table = {cells[0].strip("`"): cells[2] for cells in rows("parameter", "api.md")}
+    assert table.keys() == fields.keys()
+    for name, default in table.items():
+        if re.fullmatch(r"[\d.]+|true|false", default):
+            assert json.loads(default) == fields[name].default, name
+        else:
+            assert fields[name].default in (None, [], {}), name
 
 
 def test_what_works() -> None:
@@ -35,7 +49,7 @@ def test_what_works() -> None:
 )
 def test_what_is_refused(request_type: Any, name: str) -> None:
     said = {
-        cells[0].strip("`"): json.loads(cells[2].strip("`| ") or "null")
+        cells[0].strip("`"): json.loads(cells[2].strip("`") or "null")
         for cells in rows("refused")
         if cells[1] in ("both", name)
     }
@@ -58,7 +72,8 @@ async def test_the_routes_in_the_api_s_document(gateway: Gateway) -> None:
             assert (await gateway.client.post(path, json=example["value"])).status_code == 200
         answers = operation["responses"]["200"]["content"]
         assert answers["application/json"]["schema"]["$ref"].endswith(f"/{whole}")
-        assert answers["text/event-stream"]["schema"]["$ref"].endswith(f"/{event}")
-        assert set(operation["responses"]) == {"200", "400", "404", "413", "415", "422", "429", "500", "503", "504"}
+        data = answers["text/event-stream"]["schema"]["properties"]["data"]["contentSchema"]
+        assert data["anyOf"][0]["$ref"].endswith(f"/{event}")
+        assert set(operation["responses"]) == {"200", *map(str, ERRORS)}
         for name, field in document["components"]["schemas"][body]["properties"].items():
             assert field["description"], name

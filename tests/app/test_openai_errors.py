@@ -46,6 +46,7 @@ async def test_in_mid_stream(sdk: openai.AsyncOpenAI) -> None:
     stream = await sdk.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "fail_late deadline_exceeded"}], stream=True
     )
+    assert (await anext(stream)).choices[0].delta.role == "assistant"
     assert (await anext(stream)).choices[0].delta.content == "so far"
     with pytest.raises(openai.APIError, match=r"Scripted: deadline_exceeded\.") as raised:
         await anext(stream)

@@ -1,66 +1,18 @@
 """The gateway as a process: it starts, and a signal ends it cleanly, answers in flight included."""
 
 import asyncio
-import os
 import signal
-import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.app.conftest import GENERATE, until
+from tests.app.conftest import GENERATE, process, until
 from tests.app.scripted_worker import ScriptedWorker
 
-ROOT = Path(__file__).parents[2]
 
-
-@asynccontextmanager
-async def process(
-    worker: ScriptedWorker, *flags: str
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    gateway = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", "--host=127.0.0.1", f"--port={port}", f"--triton-grpc-url={worker.url}", *flags),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
-            await answers(client)
-            yield gateway, client
-    finally:
-        if gateway.returncode is None:
-            gateway.kill()
-        await gateway.wait()
-
-
-async def answers(client: httpx.AsyncClient) -> None:
-    for _ in range(400):
-        try:
-            if (await client.get("/health/ready")).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        await asyncio.sleep(0.05)
-    pytest.fail("the gateway did not become ready")
-
-
-@pytest.fixture
-async def worker() -> AsyncIterator[ScriptedWorker]:
-    worker = ScriptedWorker()
-    await worker.start()
-    yield worker
-    await worker.stop()
-
-
-async def test_sigterm_lets_answers_end(worker: ScriptedWorker) -> None:
-    async with process(worker) as (gateway, client):
+@pytest.mark.parametrize("flags", [(), ("--workers=2",)], ids=["one process", "two processes"])
+async def test_sigterm_lets_answers_end(worker: ScriptedWorker, flags: tuple[str, ...]) -> None:
+    async with process(worker, *flags) as (gateway, client):
         words = " ".join("word" for _ in range(20))
         asking = asyncio.create_task(client.post(GENERATE, json={"prompt": f"slowly {words}", "stream": True}))
         await until(lambda: worker.running)
@@ -72,8 +24,9 @@ async def test_sigterm_lets_answers_end(worker: ScriptedWorker) -> None:
         assert worker.cancelled == []
 
 
-async def test_sigint_ends_what_takes_too_long(worker: ScriptedWorker) -> None:
-    async with process(worker, "--shutdown_seconds=0") as (gateway, client):
+@pytest.mark.parametrize("flags", [(), ("--workers=2",)], ids=["one process", "two processes"])
+async def test_sigint_ends_what_takes_too_long(worker: ScriptedWorker, flags: tuple[str, ...]) -> None:
+    async with process(worker, "--shutdown_seconds=0", *flags) as (gateway, client):
         whole = asyncio.create_task(client.post(GENERATE, json={"prompt": "hang"}))
         stream = asyncio.create_task(client.post(GENERATE, json={"prompt": "start_and_hang", "stream": True}))
         await until(lambda: worker.running == 2)
@@ -85,3 +38,17 @@ async def test_sigint_ends_what_takes_too_long(worker: ScriptedWorker) -> None:
         assert set(worker.cancelled) == {submit.request_id for submit in worker.submits}
         assert (await whole).status_code == 503
         assert "shutting down" in (await stream).text
+
+
+async def test_while_it_drains_it_is_not_ready_but_serves(worker: ScriptedWorker) -> None:
+    async with process(worker, "--drain_delay_seconds=1.5") as (gateway, client):
+        gateway.send_signal(signal.SIGTERM)
+        while (answer := await client.get("/health/ready")).status_code == 200:
+            await asyncio.sleep(0.02)
+        assert answer.status_code == 503
+        assert "shutting down" in answer.json()["error"]["message"]
+        assert (await client.get("/health/live")).status_code == 200
+        async with httpx.AsyncClient(base_url=client.base_url, trust_env=False) as newcomer:
+            assert (await newcomer.post(GENERATE, json={"prompt": "still served"})).status_code == 200
+        await asyncio.wait_for(gateway.communicate(), 10)
+        assert gateway.returncode == 0

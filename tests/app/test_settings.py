@@ -27,10 +27,30 @@ def test_environment_and_env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
 
 
-@pytest.mark.parametrize("url", ["http://localhost:8001", "localhost", ":1", "a b:1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--allowed_media_domains", "a.example,*.B.example:8443"],
+        ["--allowed-media-domains=a.example, *.b.example:8443"],
+        ["--allowed_media_domains", "a.example", "--allowed_media_domains", "*.b.example:8443"],
+        [],
+    ],
+)
+def test_media_domains(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings(_env_file=None).allowed_media_domains == ()
+    if not arguments:
+        monkeypatch.setenv("MULTIMODAL_ALLOWED_MEDIA_DOMAINS", "a.example *.b.example:8443")
+    assert cli._settings(arguments).allowed_media_domains == ("a.example", "*.b.example:8443")
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8001", "localhost", ":1", "a b:1", "a:1,", "a:1,b", "a:1, a:1", ""])
 def test_triton_url_is_host_and_port(url: str) -> None:
     with pytest.raises(ValidationError):
         Settings(triton_grpc_url=url)
+
+
+def test_several_triton_urls() -> None:
+    assert Settings(triton_grpc_url="a:1, [::1]:2").triton_grpc_urls == ["a:1", "[::1]:2"]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +60,10 @@ def test_triton_url_is_host_and_port(url: str) -> None:
         (["--port", "70000"], "MULTIMODAL_PORT"),
         (["--triton_grpc_url", "http://x:1"], "host:port"),
         (["--log_level", "loud"], "log_level"),
+        (["--workers", "0"], "MULTIMODAL_WORKERS"),
         (["--nonsense", "1"], "--nonsense"),
+        (["--allowed_media_domains", "https://example.com"], "allowed_media_domains"),
+        (["--max_picture_pixels", "50000001"], "max_picture_pixels"),
     ],
 )
 def test_bad_settings_are_one_line(arguments: list[str], names: str) -> None:

@@ -23,7 +23,13 @@ async def test_chunks_then_usage_then_done(gateway: Gateway) -> None:
     ]
     assert not any("usage" in delta for delta in deltas)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 10, "image_tokens": 0, "completion_tokens": 3, "total_tokens": 13}
+    assert last["usage"] == {
+        "prompt_tokens": 10,
+        "image_tokens": 0,
+        "cached_tokens": 2,
+        "completion_tokens": 3,
+        "total_tokens": 13,
+    }
     heads = {(chunk["id"], chunk["object"], chunk["created"], chunk["model"]) for chunk in [*deltas, last]}
     assert len(heads) == 1
 

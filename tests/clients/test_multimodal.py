@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from clients import NemoQueryMultimodalPytorch
-from clients.multimodal import QueryRefused, ServerUnavailable, _address, _query_error
+from clients.multimodal import QueryRefused, ServerUnavailable, _query_error, triton_address
 from clients.rest.errors import ConnectionFailed, MultimodalError, PictureError, TimedOut
 
 
@@ -71,11 +71,11 @@ def test_the_signature_is_the_seeds() -> None:
     ],
 )
 def test_addresses(url: str, address: tuple[str, bool]) -> None:
-    assert _address(url) == address
+    assert triton_address(url) == address
 
 
 @pytest.mark.parametrize("url", ["grpc://localhost", "", "localhost:port", "localhost:99999", "http://"])
-def test_what_is_no_address(url: str) -> None:
+def test_what_is_notriton_address(url: str) -> None:
     with pytest.raises(ConnectionFailed, match="is no address of Triton's HTTP port"):
         query(url)
 

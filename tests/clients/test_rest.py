@@ -28,10 +28,11 @@ from clients.rest import (
     RetryPolicy,
     ServerError,
     TimedOut,
+    TokenLogprob,
     UnexpectedAnswer,
     UsageCounts,
 )
-from protocol.messages import Submit
+from protocol.messages import JsonGrammar, RegexGrammar, SamplingParameters, Submit
 from tests.app.conftest import Gateway, picture
 from tests.app.scripted_worker import MODEL, SCRIPTS, Script, Send, echo, failed
 from tests.clients.rest_gateway import CannedServer, eventually, gateway_in_thread, http
@@ -40,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 AT_ONCE = RetryPolicy(retries=0)
 SOON = RetryPolicy(retries=2, first_pause=0.01)
 CHUNK = '{"id": "gen-1", "object": "text_completion", "created": 1, "model": "m", "choices": [%s]}'
-USAGE = {"prompt_tokens": 10, "image_tokens": 0, "completion_tokens": 3, "total_tokens": 13}
+USAGE = {"prompt_tokens": 10, "image_tokens": 0, "cached_tokens": 2, "completion_tokens": 3, "total_tokens": 13}
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +102,16 @@ def test_whole_answer(client: MultimodalClient, gateway: Gateway) -> None:
 
 def test_answer_mirrors_the_api(client: MultimodalClient) -> None:
     """A field that the API gains is missed here."""
-    from app.schemas import ChoiceDelta, Completion, CompletionChunk, GenerationParameters
+    from app.parameters import GenerationParameters
+    from app.schemas import Choice, ChoiceDelta, Completion, CompletionChunk, UsageCounts
     from clients.rest import answers, requests
 
     for ours, theirs in (
         (answers.Completion, Completion),
         (answers.CompletionChunk, CompletionChunk),
+        (answers.Choice, Choice),
         (answers.ChoiceDelta, ChoiceDelta),
+        (answers.UsageCounts, UsageCounts),
     ):
         assert set(ours.__dataclass_fields__) == set(theirs.model_fields)
     assert set(requests.Sampling.__annotations__) == set(GenerationParameters.model_fields) - {"stream"}
@@ -116,6 +120,53 @@ def test_answer_mirrors_the_api(client: MultimodalClient) -> None:
 def test_token_ids(client: MultimodalClient) -> None:
     completion = client.generate("a b", return_token_ids=True)
     assert (completion.prompt_token_ids, completion.choices[0].token_ids) == ((1, 2, 3), (100, 101))
+
+
+def test_choices_and_logprobs(client: MultimodalClient, gateway: Gateway) -> None:
+    completion = client.generate("a red", n=2, logprobs=True, top_logprobs=2)
+    assert [choice.text for choice in completion.choices] == ["a red", "a red #1"]
+    for choice in completion.choices:
+        assert choice.logprobs is not None
+        assert "".join(token.token for token in choice.logprobs.content) == choice.text
+        first = choice.logprobs.content[0]
+        assert (first.token, first.logprob, first.bytes) == ("a", 0.0, (97,))
+        assert first.top_logprobs == (TokenLogprob("a", 0.0, (97,)), TokenLogprob("a~", -1.0, (97, 126)))
+    assert completion.usage.cached_tokens == 2
+
+
+def test_streamed_choices_and_logprobs(client: MultimodalClient) -> None:
+    texts, tokens = ["", ""], ["", ""]
+    with client.stream("slowly a red", n=2, logprobs=True) as chunks:
+        for choice in (choice for chunk in chunks for choice in chunk.choices):
+            texts[choice.index] += choice.text
+            assert choice.logprobs is not None
+            tokens[choice.index] += "".join(token.token for token in choice.logprobs.content)
+    assert texts == tokens == ["a red", "a red #1"]
+
+
+def test_every_sampling_parameter(client: MultimodalClient, gateway: Gateway) -> None:
+    client.generate(
+        "hello",
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.3,
+        logit_bias={"5": -1},
+        response_format={"type": "json_object"},
+        cache_salt="salt",
+    )
+    submit = gateway.worker.submits[-1]
+    assert submit.sampling == SamplingParameters(
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.3,
+        logit_bias={5: -1},
+        grammar=JsonGrammar(),
+    )
+    assert submit.cache_salt == "salt"
+    client.generate("hello", guided_regex="12")
+    assert gateway.worker.submits[-1].sampling.grammar == RegexGrammar("12")
 
 
 def test_stream(client: MultimodalClient) -> None:

@@ -79,7 +79,7 @@ def test_copied_files_exist_and_are_not_ignored(part: str) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_image_has_what_its_part_needs(part: str) -> None:
-    assert f"'.[{part}]'" in dockerfile(part)
+    assert f"'.[{part},tracing]'" in dockerfile(part)
     assert f"\n{part} = [" in (ROOT / "pyproject.toml").read_text()
     assert ("torch" in dockerfile(part).partition("FROM")[2].replace("without torch", "")) == (part == "worker")
 
@@ -124,7 +124,9 @@ def test_ports_are_the_defaults(services: dict[str, Any]) -> None:
     flags = worker_flags()
     assert services["gateway"]["environment"]["MULTIMODAL_TRITON_GRPC_URL"] == f"worker:{flags['triton_grpc_port']}"
     assert f":{flags['triton_port']}/v2/health/ready" in services["worker-gpu"]["healthcheck"]["test"][-1]
-    assert ":8080/health/ready" in services["gateway"]["healthcheck"]["test"][-1]
+    probe = services["gateway"]["healthcheck"]["test"][-1]
+    assert ":8080/health/ready" in probe
+    compile(probe, "healthcheck", "exec")
 
 
 def test_profiles_have_a_gateway_and_one_worker(services: dict[str, Any]) -> None:
@@ -196,12 +198,16 @@ MUCH: dict[str, Any] = {
         "nodeSelector": {"pool": "cpu"},
     },
     "worker": {
+        "replicas": 3,
         "checkpoint": {**CHECKPOINT, "subPath": "model"},
         "runtimeClassName": "nvidia",
         "nodeSelector": {"gpu": "h200"},
         "settings": {"debug_mode": True},
     },
-    "networkPolicy": {"tritonHttpFrom": [{"podSelector": {"matchLabels": {"calls": "triton"}}}]},
+    "networkPolicy": {
+        "tritonHttpFrom": [{"podSelector": {"matchLabels": {"calls": "triton"}}}],
+        "workerEgress": [{"ports": [{"port": 4317}]}],
+    },
     "serviceMonitor": {"enabled": True},
 }
 LITTLE: dict[str, Any] = {"worker": {"checkpoint": CHECKPOINT}, "networkPolicy": {"enabled": False}}
@@ -234,7 +240,7 @@ def test_manifests_are_kubernetes(values: dict[str, Any], version: str) -> None:
 @pytest.mark.parametrize("values", [MUCH, LITTLE])
 def test_pods_are_confined(values: dict[str, Any]) -> None:
     for part in PARTS:
-        manifest = rendered(values)["Deployment", f"vlm-{part}"]
+        manifest = rendered(values)["StatefulSet" if part == "worker" else "Deployment", f"vlm-{part}"]
         pod = manifest["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -251,7 +257,20 @@ def test_whole_numbers_stay_whole() -> None:
     told = {variable["name"]: variable["value"] for variable in environment}
     assert told["MULTIMODAL_MAX_PROMPT_CHARACTERS"] == "1000000"
     assert told["MULTIMODAL_PING_SECONDS"] == "2.5"
-    assert told["MULTIMODAL_TRITON_GRPC_URL"] == "vlm-worker:8001"
+
+
+@pytest.mark.parametrize(("values", "replicas"), [(MUCH, 3), (LITTLE, 1)])
+def test_gateways_are_told_each_worker(values: dict[str, Any], replicas: int) -> None:
+    manifests = rendered(values)
+    environment = container(manifests["Deployment", "vlm-gateway"])["env"]
+    (urls,) = [variable["value"] for variable in environment if variable["name"] == "MULTIMODAL_TRITON_GRPC_URL"]
+    assert Settings(_env_file=None, triton_grpc_url=urls).triton_grpc_urls == [
+        f"vlm-worker-{place}.vlm-worker:8001" for place in range(replicas)
+    ]
+    pods = manifests["StatefulSet", "vlm-worker"]["spec"]
+    assert (pods["replicas"], pods["serviceName"]) == (replicas, "vlm-worker")
+    assert manifests["Service", "vlm-worker"]["spec"]["clusterIP"] == "None"
+    assert (("PodDisruptionBudget", "vlm-worker") in manifests) == (replicas > 1)
 
 
 def test_gateway_alone_reaches_triton() -> None:

@@ -33,6 +33,28 @@ def events(body: str) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def test_a_batch_answers_as_its_prompts_alone_do(client: httpx.Client) -> None:
+    prompts = ["What is this?", "And this one?", "Nothing to see."]
+    pictures = [[picture()], [picture("blue", form="JPEG"), picture("green")], []]
+    alone = [ask(client, prompt, *shown) for prompt, shown in zip(prompts, pictures, strict=True)]
+    images = [[{"data": base64.b64encode(data).decode()} for data in shown] for shown in pictures]
+    body = {
+        "prompts": [*prompts, "word " * 5000],
+        "images": [*images, [{"data": base64.b64encode(picture()).decode()}]],
+        "params": GREEDY,
+    }
+    answer = client.post(ROUTE, json=body).json()
+    *answered, failed = answer["answers"]
+    assert [(one["choices"], one["usage"]) for one in answered] == [(one["choices"], one["usage"]) for one in alone]
+    assert (failed["error"]["code"], failed["error"]["param"]) == ("invalid_request", "prompt")
+    assert answer["usage"]["total_tokens"] == sum(one["usage"]["total_tokens"] for one in alone)
+    told: dict[int, str] = {}
+    for event in events(client.post(ROUTE, json={**body, "stream": True}).text):
+        for choice in event.get("choices", ()):
+            told[event["prompt_index"]] = told.get(event["prompt_index"], "") + choice["text"]
+    assert told == {index: text(one) for index, one in enumerate(alone)}
+
+
 def test_multipart_json_and_stream_say_the_same(client: httpx.Client) -> None:
     image = picture()
     as_json = ask(client, "What is this?", image, return_token_ids=True)
@@ -153,7 +175,7 @@ async def test_concurrent_requests_each_get_their_own_answer(tiny: Deployment) -
     assert len({json.dumps(choices) for choices, _ in alone}) == 16
 
 
-@pytest.mark.parametrize("route", ["/v1/health", "/health/ready", "/v1/models", "/openapi.json", "/docs"])
+@pytest.mark.parametrize("route", ["/v1/health", "/health/ready", "/v1/models", "/openapi.json", "/docs", "/"])
 def test_the_other_routes_answer(client: httpx.Client, route: str) -> None:
     answer = client.get(route)
     assert answer.status_code == 200

@@ -5,11 +5,12 @@ import json
 import re
 import shlex
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 import pytest_asyncio
+from pydantic import BaseModel
 
 from tests.e2e.deployment import MODEL, ROOT, Deployment
 from tests.e2e.test_demo import run_against
@@ -140,7 +141,7 @@ def test_models(sdk: openai.OpenAI) -> None:
     [
         ({"model": "gpt"}, openai.NotFoundError, "model"),
         ({"temperature": 3}, openai.BadRequestError, "temperature"),
-        ({"logprobs": True}, openai.BadRequestError, "logprobs"),
+        ({"top_logprobs": 3}, openai.BadRequestError, "top_logprobs"),
         ({"extra_body": {"beam_width": 3}}, openai.BadRequestError, "beam_width"),
         ({"max_tokens": 10**6}, openai.BadRequestError, "max_tokens"),
         (
@@ -198,8 +199,122 @@ def test_curl_as_openai_documents_it(demo: Deployment) -> None:
     assert answer["choices"][0]["finish_reason"] in ("stop", "length")
 
 
+class Shape(BaseModel):
+    color: Literal["red", "blue"]
+    name: Literal["circle", "square"]
+
+
+def test_typed_answers(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.parse(model=MODEL, messages=[RED_CIRCLE], response_format=Shape, temperature=0)
+    assert isinstance(answer.choices[0].message.parsed, Shape)
+    with sdk.chat.completions.stream(
+        model=MODEL, messages=[RED_CIRCLE], response_format=Shape, temperature=0
+    ) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == answer.choices[0].message.parsed
+
+
+async def test_typed_answers_asynchronously(async_sdk: openai.AsyncOpenAI) -> None:
+    answer = await async_sdk.chat.completions.parse(model=MODEL, messages=[RED_CIRCLE], response_format=Shape)
+    assert isinstance(answer.choices[0].message.parsed, Shape)
+
+
+def test_a_json_object(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.create(
+        model=MODEL, messages=[RED_CIRCLE], response_format={"type": "json_object"}, max_tokens=60, seed=1
+    )
+    text = answer.choices[0].message.content or ""
+    assert text.startswith("{")
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text), dict)
+
+
+def test_a_regular_expression(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.create(
+        model=MODEL, messages=[RED_CIRCLE], extra_body={"guided_regex": "(yes|no)"}, n=4, seed=1
+    )
+    assert {choice.message.content for choice in answer.choices} <= {"yes", "no"}
+
+
+def test_a_schema_that_cannot_be_kept_to(sdk: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError) as raised:
+        sdk.chat.completions.create(model=MODEL, messages=[RED_CIRCLE], response_format=wanted)
+    assert "response_format" in (raised.value.param or "")
+
+
+def test_choices(sdk: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": [RED_CIRCLE], "n": 4, "temperature": 2, "seed": 5, "max_tokens": 12}
+    answer = sdk.chat.completions.create(**asked)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert len(set(texts)) > 1, "each is drawn on its own"
+    assert [choice.message.content for choice in sdk.chat.completions.create(**asked).choices] == texts
+    streamed = ["", "", "", ""]
+    for chunk in sdk.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+
+
+def test_logprobs(sdk: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": [RED_CIRCLE], "temperature": 0, "logprobs": True, "top_logprobs": 3}
+    (choice,) = sdk.chat.completions.create(**asked).choices
+    assert choice.logprobs is not None
+    tokens = choice.logprobs.content or []
+    said = bytes(byte for token in tokens for byte in token.bytes or [])
+    assert said.decode().startswith(ANSWER)
+    for token in tokens:
+        assert token.logprob <= 0
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].token == token.token, "greedy takes the likeliest"
+        likely = [entry.logprob for entry in token.top_logprobs]
+        assert likely == sorted(likely, reverse=True)
+    with sdk.chat.completions.stream(**asked) as stream:
+        (streamed,) = stream.get_final_completion().choices
+    assert streamed.logprobs is not None
+    assert [token.token for token in streamed.logprobs.content or []] == [token.token for token in tokens]
+
+
+def test_several_prompts(sdk: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "temperature": 0, "max_tokens": 8}
+    together = sdk.completions.create(prompt=["Hello!", "What is this?"], n=2, best_of=2, logprobs=2, **asked)
+    alone = [sdk.completions.create(prompt=prompt, **asked) for prompt in ("Hello!", "What is this?")]
+    assert [choice.text for choice in together.choices] == [one.choices[0].text for one in alone for _ in range(2)]
+    assert together.usage is not None
+    assert together.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone if one.usage)
+    for choice in together.choices:
+        assert choice.logprobs is not None
+        tokens, offsets = choice.logprobs.tokens or [], choice.logprobs.text_offset or []
+        assert offsets == [len("".join(tokens[:i])) for i in range(len(tokens))]
+
+
+def test_logit_bias_forces_and_forbids(sdk: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": [RED_CIRCLE], "temperature": 0, "max_tokens": 1}
+    first: Any = sdk.chat.completions.create(**asked, extra_body={"return_token_ids": True}).choices[0]
+    (token_id,) = first.token_ids
+    without = sdk.chat.completions.create(**asked, logit_bias={str(token_id): -100})
+    assert without.choices[0].message.content != first.message.content
+    forced = sdk.chat.completions.create(**{**asked, "max_tokens": 3}, logit_bias={str(token_id): 100})
+    assert forced.choices[0].message.content == first.message.content * 3
+
+
+def test_tokens_are_those_of_a_generation(sdk: openai.OpenAI) -> None:
+    counted: Any = sdk.post("/tokenize", body={"messages": [RED_CIRCLE]}, cast_to=object)
+    answer = sdk.chat.completions.create(
+        model=MODEL, messages=[RED_CIRCLE], max_tokens=1, extra_body={"return_token_ids": True}
+    )
+    assert counted["tokens"] == answer.prompt_token_ids  # type: ignore[attr-defined]
+    assert answer.usage is not None
+    assert counted["count"] == len(counted["tokens"]) == answer.usage.prompt_tokens
+    assert counted["max_model_len"] == sdk.models.retrieve(MODEL).context_length  # type: ignore[attr-defined]
+
+
 def test_langchain(demo: Deployment) -> None:
     langchain = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
     model = langchain.ChatOpenAI(model=MODEL, base_url=f"{demo.url}/v1", api_key="none", temperature=0, max_retries=0)
     assert model.invoke([RED_CIRCLE]).content == ANSWER
     assert "".join(chunk.content for chunk in model.stream([RED_CIRCLE])) == ANSWER
+    assert isinstance(model.with_structured_output(Shape).invoke([RED_CIRCLE]), Shape)
+    told = model.bind(logprobs=True, top_logprobs=1).invoke([RED_CIRCLE]).response_metadata["logprobs"]["content"]
+    assert all(token["top_logprobs"][0]["token"] == token["token"] for token in told)

@@ -1,4 +1,4 @@
-"""The KV cache: a pool of equal blocks, and who holds which."""
+"""The KV cache: keys and values of all tokens in flight, in blocks of equal size."""
 
 from __future__ import annotations
 
@@ -12,33 +12,6 @@ BLOCK_TOKENS = 16
 def blocks_for(tokens: int) -> int:
     """Blocks that hold ``tokens`` tokens."""
     return -(-tokens // BLOCK_TOKENS)
-
-
-class BlockPool:
-    """Hands out block numbers and takes them back."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._free = list(range(total - 1, -1, -1))
-
-    @property
-    def free_count(self) -> int:
-        """Blocks nobody holds."""
-        return len(self._free)
-
-    def take(self, count: int) -> list[int]:
-        """``count`` blocks.
-
-        Raises:
-            RuntimeError: fewer are free; the scheduler asks before it takes.
-        """
-        if count > len(self._free):
-            raise RuntimeError(f"{count} KV blocks asked for, {len(self._free)} free")
-        return [self._free.pop() for _ in range(count)]
-
-    def give_back(self, blocks: list[int]) -> None:
-        """Return blocks to the pool."""
-        self._free.extend(blocks)
 
 
 class KVCache:

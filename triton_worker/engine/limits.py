@@ -12,10 +12,16 @@ class EngineLimits:
     max_sequences: int = 64
     """Requests computed at once; more wait."""
     max_prefill_tokens: int = 4096
-    """Prompt tokens that one step starts at most (one prompt is always let through)."""
+    """Prompt tokens that one step computes at most; longer prompts are spread over several steps."""
     context_length: int | None = None
     """Prompt and generated tokens together; ``None``: what the checkpoint was trained for."""
+    max_picture_tokens: int = 1280
+    """Embeddings of the largest picture that may come."""
+    prefix_cache: bool = True
+    """Whether requests that begin alike share what was computed for their beginning."""
+    picture_cache_bytes: int | None = None
+    """Embeddings of pictures that are kept; ``None``: 1 GiB on a GPU, 256 MiB on the CPU."""
     gpu_memory_fraction: float = 0.9
-    """Part of the free GPU memory, after the weights, that the KV cache takes."""
+    """Part of the free GPU memory, after the weights, that the engine takes."""
     cpu_kv_cache_bytes: int = 2**30
     """Size of the KV cache on the CPU, at most."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,20 +11,39 @@ from numpy.typing import NDArray
 from protocol.messages import EngineCounters, FinishReason, SamplingParameters
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A resized picture, and what tells it from every other."""
+
+    pixels: NDArray[np.uint8]
+    """RGB, ``[height, width, 3]``, each side a multiple of the model's picture unit."""
+    digest: bytes
+    """SHA-256 of size and pixels as the model will see them, so that no way of processing need be part of it."""
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8]) -> Picture:
+        """The picture with its digest, which takes some milliseconds: not for the thread that steps."""
+        height, width = pixels.shape[:2]
+        hashed = hashlib.sha256(f"{height} {width} ".encode())
+        hashed.update(np.ascontiguousarray(pixels).data)
+        return cls(pixels, hashed.digest())
+
+
 @dataclass(frozen=True)
 class Generate:
     """A prepared request: token ids with one placeholder run per picture, and the resized pictures."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    pictures: tuple[NDArray[np.uint8], ...]
-    """RGB, ``[height, width, 3]``, each side a multiple of the model's picture unit."""
+    pictures: tuple[Picture, ...]
     sampling: SamplingParameters
     max_tokens: int
     """Resolved: never more than the context has room for."""
     seed: int
     stop_token_ids: frozenset[int]
     """Tokens that end the text (end of sequence); empty when they are to be ignored."""
+    cache_salt: str | None = None
+    """Results are shared with requests of the same salt alone."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +59,35 @@ class Shutdown:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of the model's own probabilities at one place of an answer."""
+
+    chosen: float
+    likeliest: tuple[tuple[int, float], ...]
+    """Token ids with theirs, likeliest first: as many as were asked for."""
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """What is known of a request once its prompt is computed."""
+
+    prefill_seconds: float
+    """From the step that began with the prompt to the first token."""
+    cached_tokens: int
+    """Prompt tokens whose keys and values were in the cache when it began."""
+
+
+@dataclass(frozen=True)
 class NewToken:
     """One token of one request."""
 
     request_id: str
     token_id: int
     finish_reason: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
+    """Where the request asks for them."""
+    first: FirstToken | None = None
+    """With the request's first token."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""From logits to tokens, all sequences of a step at once."""
+"""From logits to tokens, all sequences of a step at once and without waiting for the device.
+
+The order is that of vLLM and Hugging Face transformers: grammar, logit bias, penalties, temperature, then min_p, top_k
+and top_p, each of what the one before left. What nobody in the batch asks for is not computed, and no row's token
+depends on the rows beside it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from triton_worker.engine.adjustments import LogitBias, Penalties
+from triton_worker.engine.grammar import GrammarMask
+from triton_worker.engine.logprobs import Logprobs, LogprobsAsked
+from triton_worker.engine.messages import TokenLogprobs
 from triton_worker.engine.sequence import Sequence
+from triton_worker.engine.truncation import Truncation
+
+NO_TOKEN = -1
+"""In place of a token, where a grammar lets none through."""
 
 _GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 
@@ -22,58 +35,122 @@ class SamplingBatch:
 
     temperature: Tensor
     """float32; 0 is greedy"""
-    top_k: Tensor
-    """int64; 0 is all"""
-    top_p: Tensor
-    """float32"""
     seed: Tensor
     """int64"""
     position: Tensor
     """int64: how many tokens the sequence has generated before this one"""
     all_greedy: bool
+    truncation: Truncation | None = None
+    bias: LogitBias | None = None
+    penalties: Penalties | None = None
+    grammar: GrammarMask | None = None
+    logprobs: LogprobsAsked | None = None
 
     @classmethod
-    def of(cls, sequences: SequenceOf[Sequence], device: torch.device) -> SamplingBatch:
-        """The parameters of ``sequences``, in order."""
+    def of(cls, sequences: SequenceOf[Sequence], vocabulary: int, device: torch.device) -> SamplingBatch:
+        """The parameters of ``sequences``, in order. Computes grammars' masks, on the CPU."""
         sampling = [sequence.request.sampling for sequence in sequences]
+        draws = [(sequence.request.seed, len(sequence.output_token_ids)) for sequence in sequences]
+        seed, position = torch.tensor(draws, dtype=torch.int64).to(device).unbind(dim=1)
         return cls(
             temperature=torch.tensor([s.temperature for s in sampling], dtype=torch.float32, device=device),
-            top_k=torch.tensor([s.top_k for s in sampling], dtype=torch.int64, device=device),
-            top_p=torch.tensor([s.top_p for s in sampling], dtype=torch.float32, device=device),
-            seed=torch.tensor([s.request.seed for s in sequences], dtype=torch.int64, device=device),
-            position=torch.tensor([len(s.output_token_ids) for s in sequences], dtype=torch.int64, device=device),
+            seed=seed,
+            position=position,
             all_greedy=all(s.temperature == 0 for s in sampling),
+            truncation=Truncation.of(sampling, device),
+            bias=LogitBias.of(sequences, vocabulary, device),
+            penalties=Penalties.of(sequences, vocabulary, device),
+            grammar=GrammarMask.of(sequences, device),
+            logprobs=LogprobsAsked.of(sequences, device),
         )
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether any row's logits are changed before they are drawn from."""
+        return not (self.bias is None and self.penalties is None and self.grammar is None)
 
-def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """One token id for each row of ``logits`` (``[sequences, vocabulary]``): int64 ``[sequences]``.
 
-    The draw depends on the row's seed and position alone, so a request is answered the same alone and in a crowd.
+@dataclass(frozen=True)
+class SampledToken:
+    """One row's result, on the host."""
+
+    token_id: int
+    """:data:`NO_TOKEN` where none could be chosen."""
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A step's result, on the device."""
+
+    token_ids: Tensor
+    """int64 ``[batch]``"""
+    logprobs: Logprobs | None = None
+
+    def to_host(self) -> list[SampledToken]:
+        """The result of each row, fetched in one transfer."""
+        if self.logprobs is None:
+            return [SampledToken(token_id) for token_id in self.token_ids.tolist()]
+        logprobs = self.logprobs
+        # float64 holds token ids and float32 without loss.
+        parts = (self.token_ids, logprobs.chosen, logprobs.likeliest_token_ids, logprobs.likeliest)
+        packed = torch.cat([part.double().flatten() for part in parts]).cpu()
+        token_ids, chosen, likeliest_token_ids, likeliest = (
+            values.view(part.shape).tolist()
+            for values, part in zip(packed.split_with_sizes([part.numel() for part in parts]), parts, strict=True)
+        )
+        told = {
+            row: TokenLogprobs(
+                chosen[at],
+                tuple((int(i), p) for i, p in zip(likeliest_token_ids[at], likeliest[at], strict=True))[:count],
+            )
+            for at, (row, count) in enumerate(logprobs.asked.likeliest.items())
+        }
+        return [SampledToken(int(token_id), told.get(row)) for row, token_id in enumerate(token_ids)]
+
+
+def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:
+    """One token for each row of ``logits`` (``[batch, vocabulary]``)."""
+    if batch.all_greedy and not batch.adjusts and batch.logprobs is None:
+        return Sampled(logits.argmax(dim=-1))
+    # A model may overflow: no row may end the step for the others.
+    raw = logits.float().nan_to_num()
+    adjusted = _adjusted(raw, batch)
+    token_ids = adjusted.argmax(dim=-1)
+    if not batch.all_greedy:
+        token_ids = torch.where(batch.temperature > 0, _draw(adjusted, batch), token_ids)
+    if batch.grammar is not None:
+        token_ids = token_ids.masked_fill(batch.grammar.stuck, NO_TOKEN)
+    return Sampled(token_ids, None if batch.logprobs is None else Logprobs.of(raw, token_ids, batch.logprobs))
+
+
+def _adjusted(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """Logits after biases, penalties and grammars. A mask commutes with the others, and is final as the last."""
+    if not batch.adjusts:
+        return logits
+    adjusted = logits.clone()
+    for adjustment in (batch.bias, batch.penalties, batch.grammar):
+        if adjustment is not None:
+            adjustment.apply(adjusted)
+    return adjusted
+
+
+def _draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """A token drawn from each row: int64 ``[batch]``.
+
+    The tokens lie along the unit interval in the order of their ids, each as wide as it is likely, and the one that
+    holds :func:`uniform`'s number is drawn. That order is part of what a seed means: it must not change.
     """
-    greedy = logits.argmax(dim=-1)
-    if batch.all_greedy:
-        return greedy
-    # A model may overflow and a temperature be next to nothing: no row may end the step for the others.
-    finite = logits.float().nan_to_num()
-    scaled = (finite - finite.amax(dim=-1, keepdim=True)) / batch.temperature.clamp_min(_LOWEST_TEMPERATURE)[:, None]
-    probabilities, token_ids = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    kept = _keep_likeliest(probabilities.double(), batch.top_k, batch.top_p)
-    cumulative = kept.cumsum(dim=-1)
-    threshold = uniform(batch.seed, batch.position) * cumulative[:, -1]
-    rank = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(1)
-    last_kept = (kept > 0).sum(dim=-1) - 1
-    drawn = token_ids.gather(1, rank.minimum(last_kept)[:, None]).squeeze(1)
-    return torch.where(batch.temperature > 0, drawn, greedy)
-
-
-def _keep_likeliest(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Zero all but the likeliest (``probabilities`` falls along the last dim); the very likeliest is always kept."""
-    rank = torch.arange(probabilities.shape[-1], device=probabilities.device)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    within_p = (before < top_p[:, None]) | (top_p[:, None] >= 1)
-    kept = within_p & ((rank < top_k[:, None]) | (top_k[:, None] == 0))
-    return torch.where(kept | (rank == 0), probabilities, 0.0)
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / batch.temperature.clamp_min(_LOWEST_TEMPERATURE)[:, None]
+    probabilities = scaled.softmax(dim=-1)
+    if batch.truncation is not None:
+        probabilities = batch.truncation.apply(probabilities)
+    cumulative = probabilities.double().cumsum(dim=-1)
+    total = cumulative[:, -1]
+    # Rounding may make the product the total itself, which is beyond the last token.
+    threshold = (uniform(batch.seed, batch.position) * total).minimum(total.nextafter(torch.zeros_like(total)))
+    token_ids = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(1)
+    return token_ids.clamp_max(logits.shape[-1] - 1)
 
 
 def uniform(seed: Tensor, position: Tensor) -> Tensor:

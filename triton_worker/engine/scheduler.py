@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.messages import FinishReason
-from triton_worker.engine.kv_cache import BlockPool, blocks_for
-from triton_worker.engine.messages import NewToken
-from triton_worker.engine.sequence import Sequence
+from triton_worker.engine.block_pool import BlockPool
+from triton_worker.engine.kv_cache import BLOCK_TOKENS, blocks_for
+from triton_worker.engine.messages import FirstToken, NewToken
+from triton_worker.engine.sequence import PictureSpan, Sequence
 
 
 @dataclass(frozen=True)
@@ -24,22 +27,44 @@ class Chunk:
         """Whether the next token can be sampled after this chunk."""
         return self.stop == self.sequence.token_count
 
+    @property
+    def pictures(self) -> list[PictureSpan]:
+        """The pictures that tokens of this chunk stand for."""
+        return [span for span in self.sequence.pictures if span.overlaps(self.start, self.stop)]
+
 
 class Scheduler:
     """First come, first served; the state of all sequences changes here and nowhere else.
 
-    Every step decodes one token of each running sequence and prefills as many waiting ones as fit. When a running
-    sequence needs a KV block and none is free, the youngest is preempted: it gives its blocks back, goes to the head
-    of the queue and is computed again from its first token.
+    A sequence waits, without KV blocks, or runs, with blocks for all its tokens. Every step decodes one token of each
+    running sequence whose prompt is computed. Beside that it prefills up to ``max_prefill_tokens`` tokens: the rest of
+    a prompt that an earlier step began (between two steps there is at most one), then waiting prompts in the order of
+    their arrival. When a running sequence needs a block and none is free, the youngest is preempted: it gives its
+    blocks back, waits in its old place, and is computed again as far as its blocks were forgotten.
     """
 
-    def __init__(self, pool: BlockPool, max_sequences: int, max_prefill_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_sequences: int,
+        max_prefill_tokens: int,
+        prefix_cache: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``prefix_cache``: whether sequences that begin alike share the blocks of their beginning."""
         self._pool = pool
         self._max_sequences = max_sequences
         self._max_prefill_tokens = max_prefill_tokens
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self._prefix_cache = prefix_cache
+        self._clock = clock
+        self._arrivals = 0
+        self._waiting: list[Sequence] = []  # in order of arrival
+        self._running: list[Sequence] = []  # in the order in which they were started
         self.preemptions = 0
+        self.prefill_tokens = 0
+        self.decode_tokens = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
 
     @property
     def waiting_count(self) -> int:
@@ -53,6 +78,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
+        self._arrivals += 1
+        sequence.arrival = self._arrivals
         self._waiting.append(sequence)
 
     def abort(self, request_id: str) -> bool:
@@ -68,64 +95,137 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step; empty when nothing waits or runs."""
         self._grow_running()
-        chunks = [Chunk(s, s.cached_tokens, s.token_count) for s in self._running]
-        return chunks + self._admit()
+        decodes = [Chunk(s, s.computed_tokens, s.token_count) for s in self._running if s.is_decoding]
+        prefills: list[Chunk] = []
+        budget = self._max_prefill_tokens
+        for sequence in self._running:
+            if not sequence.is_decoding:
+                prefills.append(_prefill(sequence, budget))
+                budget -= prefills[-1].stop - prefills[-1].start
+        return decodes + prefills + self._admit(budget)
 
     def complete(self, chunks: list[Chunk], token_ids: list[int]) -> list[NewToken]:
-        """Take the step's result: the token sampled after each chunk, in order."""
+        """Take the step's result: the token sampled after each chunk that reaches its end, in order."""
+        now = self._clock()
+        sampled = iter(token_ids)
         tokens = []
-        for chunk, token_id in zip(chunks, token_ids, strict=True):
-            sequence = chunk.sequence
-            sequence.cached_tokens = chunk.stop
-            sequence.output_token_ids.append(token_id)
-            reason = self._finish_reason(sequence, token_id)
-            if reason is not None:
-                self._running.remove(sequence)
-                self._release(sequence)
-            tokens.append(NewToken(sequence.request_id, token_id, reason))
+        for chunk in chunks:
+            ended = chunk.reaches_end
+            self._advance(chunk)
+            if ended:
+                tokens.append(self._append(chunk.sequence, next(sampled), now))
         return tokens
 
     def _grow_running(self) -> None:
-        """Give each running sequence the block its next token needs, preempting from the young end."""
+        """Give each running sequence the block its next token needs, preempting the youngest where none is free."""
         for sequence in list(self._running):
             while sequence in self._running:
                 missing = blocks_for(sequence.token_count) - len(sequence.blocks)
                 if missing <= self._pool.free_count:
                     sequence.blocks += self._pool.take(missing)
                     break
-                self._preempt(self._running[-1])
+                self._preempt(max(self._running, key=_arrival))
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._release(sequence)
-        self._waiting.appendleft(sequence)
+        bisect.insort(self._waiting, sequence, key=_arrival)
         self.preemptions += 1
 
-    def _admit(self) -> list[Chunk]:
-        """Start waiting sequences, in order, while sequences, tokens and blocks allow."""
+    def _admit(self, budget: int) -> list[Chunk]:
+        """Start waiting sequences, in order, while sequences, tokens and blocks allow.
+
+        One whose next unknown block is being computed by a running sequence is passed over until it can share it. It
+        waits for nothing else than that: when the other one ends or is preempted, this one is the first to be started.
+        """
         chunks: list[Chunk] = []
-        budget = self._max_prefill_tokens
-        while self._waiting and len(self._running) < self._max_sequences:
-            sequence = self._waiting[0]
-            tokens = sequence.token_count
-            if blocks_for(tokens) > self._pool.free_count or (chunks and tokens > budget):
+        waiting = list(self._waiting)
+        coming = {key for running in self._running if waiting for key in self._keys_to_come(running)}
+        for sequence in waiting:
+            if budget == 0 or len(self._running) == self._max_sequences:
                 break
-            self._waiting.popleft()
-            sequence.blocks = self._pool.take(blocks_for(tokens))
-            self._running.append(sequence)
-            chunks.append(Chunk(sequence, 0, tokens))
-            budget -= tokens
+            # The last token is always computed: its logits are needed.
+            keys = self._keys(sequence, 0, sequence.token_count - 1)
+            found = self._pool.find(keys)
+            if len(found) < len(keys) and keys[len(found)] in coming:
+                continue
+            if not self._has_room(sequence, found):
+                break
+            self._waiting.remove(sequence)
+            self._start(sequence, found)
+            coming.update(self._keys_to_come(sequence))
+            chunks.append(_prefill(sequence, budget))
+            budget -= chunks[-1].stop - chunks[-1].start
         return chunks
+
+    def _has_room(self, sequence: Sequence, found: list[int]) -> bool:
+        """Whether there are blocks for a sequence, and one more for each running one: else it would not stay long."""
+        new = blocks_for(sequence.token_count) - len(found)
+        return self._pool.has_room(new + len(self._running), found)
+
+    def _start(self, sequence: Sequence, found: list[int]) -> None:
+        self._pool.share(found)
+        sequence.blocks = found + self._pool.take(blocks_for(sequence.token_count) - len(found))
+        sequence.computed_tokens = sequence.reused_tokens = len(found) * BLOCK_TOKENS
+        if sequence.started_at is None:
+            sequence.started_at = self._clock()
+            sequence.cached_tokens = sequence.reused_tokens
+            if self._prefix_cache:
+                self.prefix_queries += sequence.token_count
+                self.prefix_hits += sequence.reused_tokens
+        self._running.append(sequence)
+
+    def _advance(self, chunk: Chunk) -> None:
+        """The chunk's keys and values are in the cache: others may share the blocks that it filled."""
+        sequence = chunk.sequence
+        if chunk.start < len(sequence.request.prompt_token_ids) or chunk.stop - chunk.start > 1:
+            self.prefill_tokens += chunk.stop - chunk.start
+        filled = self._keys(sequence, chunk.start, chunk.stop)
+        for place, key in enumerate(filled, start=chunk.start // BLOCK_TOKENS):
+            self._pool.remember(sequence.blocks[place], key)
+        sequence.computed_tokens = chunk.stop
+
+    def _append(self, sequence: Sequence, token_id: int, now: float) -> NewToken:
+        first = None
+        if not sequence.output_token_ids and sequence.started_at is not None:
+            first = FirstToken(now - sequence.started_at, sequence.cached_tokens)
+        sequence.output_token_ids.append(token_id)
+        self.decode_tokens += 1
+        if sequence.grammar is not None:
+            sequence.grammar.advance(token_id)
+        reason = self._finish_reason(sequence, token_id)
+        if reason is not None:
+            self._running.remove(sequence)
+            self._release(sequence)
+        return NewToken(sequence.request_id, token_id, reason, first=first)
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.give_back(sequence.blocks)
         sequence.blocks = []
-        sequence.cached_tokens = 0
+        sequence.computed_tokens = 0
+
+    def _keys(self, sequence: Sequence, start: int, stop: int) -> list[bytes]:
+        """Keys of the blocks that tokens ``start`` to ``stop`` fill; none when nothing is to be shared."""
+        return sequence.block_keys(start, stop) if self._prefix_cache else []
+
+    def _keys_to_come(self, sequence: Sequence) -> list[bytes]:
+        """Keys of the blocks that a running sequence is about to fill."""
+        return self._keys(sequence, sequence.computed_tokens, sequence.token_count)
 
     @staticmethod
     def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
-        if token_id in sequence.request.stop_token_ids:
+        complete = sequence.grammar is not None and sequence.grammar.finished
+        if complete or token_id in sequence.request.stop_token_ids:
             return FinishReason.STOP
         if len(sequence.output_token_ids) >= sequence.request.max_tokens:
             return FinishReason.LENGTH
         return None
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival
+
+
+def _prefill(sequence: Sequence, budget: int) -> Chunk:
+    start = sequence.computed_tokens
+    return Chunk(sequence, start, min(sequence.token_count, start + budget))

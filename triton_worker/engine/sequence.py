@@ -7,8 +7,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from triton_worker.engine.adjustments import Adjustments
+from triton_worker.engine.block_keys import block_key, root_key
+from triton_worker.engine.grammar import GrammarMatcher
 from triton_worker.engine.kv_cache import BLOCK_TOKENS
-from triton_worker.engine.messages import Generate
+from triton_worker.engine.messages import Generate, Picture
+
+
+@dataclass(frozen=True)
+class PictureSpan:
+    """Prompt tokens ``start`` to ``stop``, which stand for one picture."""
+
+    start: int
+    stop: int
+    picture: Picture
+
+    def overlaps(self, start: int, stop: int) -> bool:
+        """Whether any of the tokens ``start`` to ``stop`` stands for the picture."""
+        return self.start < stop and start < self.stop
 
 
 @dataclass(eq=False)
@@ -20,10 +36,25 @@ class Sequence:
     """int64 ``[3, prompt tokens]``: temporal, height and width position of each prompt token."""
     next_position: int
     """Position, in all three rows, of the first generated token."""
+    pictures: tuple[PictureSpan, ...] = ()
+    """In the order of the prompt."""
+    grammar: GrammarMatcher | None = None
+    """Follows the output; only of requests that ask for one."""
     output_token_ids: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
-    cached_tokens: int = 0
+    computed_tokens: int = 0
     """Tokens, from the start, whose keys and values are in the blocks."""
+    reused_tokens: int = 0
+    """Those of them that others, or the sequence itself before it was preempted, had computed."""
+    arrival: int = 0
+    """Place in the order of arrival."""
+    started_at: float | None = None
+    """When it was first scheduled, on the scheduler's clock."""
+    cached_tokens: int = 0
+    """:attr:`reused_tokens` when it was first scheduled."""
+    _block_keys: list[bytes] = field(default_factory=list)
+    adjustments: Adjustments | None = None
+    """The sampler's, from the first token that needs them."""
 
     @property
     def request_id(self) -> str:
@@ -34,6 +65,11 @@ class Sequence:
     def token_count(self) -> int:
         """Prompt and generated tokens."""
         return len(self.request.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only its last token is still to be computed."""
+        return self.computed_tokens == self.token_count - 1
 
     def token_ids(self, start: int, stop: int) -> list[int]:
         """Token ids ``start`` to ``stop`` of prompt and output together."""
@@ -52,3 +88,17 @@ class Sequence:
         return (
             torch.tensor(self.blocks, dtype=torch.int64)[tokens // BLOCK_TOKENS] * BLOCK_TOKENS + tokens % BLOCK_TOKENS
         )
+
+    def block_keys(self, start: int, stop: int) -> list[bytes]:
+        """Keys of the blocks that are full with the first ``stop`` tokens, from the block of token ``start`` on."""
+        while len(self._block_keys) < stop // BLOCK_TOKENS:
+            parent = self._block_keys[-1] if self._block_keys else root_key(self.request.cache_salt)
+            first = len(self._block_keys) * BLOCK_TOKENS
+            end = first + BLOCK_TOKENS
+            pictures = (
+                (max(first, span.start) - first, max(first, span.start) - span.start, span.picture.digest)
+                for span in self.pictures
+                if span.overlaps(first, end)
+            )
+            self._block_keys.append(block_key(parent, self.token_ids(first, end), pictures))
+        return self._block_keys[start // BLOCK_TOKENS : stop // BLOCK_TOKENS]

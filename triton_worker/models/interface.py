@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from triton_worker.parallel import Ranks
+
 # Called while weights are loaded with (bytes done, bytes in all). The last call has both equal.
 Progress = Callable[[int, int], None]
 
@@ -25,12 +27,27 @@ class Attention(Protocol):
 
 
 class MultimodalModel(Protocol):
-    """A decoder that reads text and pictures. Holds no state of any request; the caller sets `torch.inference_mode`."""
+    """A decoder that reads text and pictures. Holds no state of any request; the caller sets `torch.inference_mode`.
+
+    Where it is spread over several ranks, each calls the same methods in the same order with the same arguments, and
+    `embed_tokens`, `encode_pictures` and `forward` have meaning on some stages only: see there.
+    """
 
     @property
-    def num_layers(self) -> int: ...
+    def ranks(self) -> Ranks:
+        """Those that share the model, and this one's place among them."""
+        ...
+
     @property
-    def num_kv_heads(self) -> int: ...
+    def num_layers(self) -> int:
+        """Layers of this rank."""
+        ...
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key-value heads of this rank."""
+        ...
+
     @property
     def head_dim(self) -> int: ...
     @property
@@ -51,14 +68,15 @@ class MultimodalModel(Protocol):
     def device(self) -> torch.device: ...
 
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
-        """[tokens] int64 -> [tokens, hidden_size]."""
+        """[tokens] int64 -> [tokens, hidden_size]; zeros on a stage that is not the first."""
         ...
 
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         """Encode pictures of any sizes in one batch without padding.
 
         Each picture is uint8 [height, width, 3] (RGB), height and width multiples of `picture_unit`. Each result is
-        [rows * columns of units, hidden_size], row after row. Raises ValueError for any other picture.
+        [rows * columns of units, hidden_size], row after row. Raises ValueError for any other picture. On a stage that
+        is not the first the results are zeros that take no memory.
         """
         ...
 
@@ -73,9 +91,13 @@ class MultimodalModel(Protocol):
         ...
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """[tokens, hidden_size], [3, tokens] int64 -> [tokens, hidden_size] after the final norm."""
+        """[tokens, hidden_size], [3, tokens] int64 -> [tokens, hidden_size] after the final norm.
+
+        A stage that is not the first goes on from what the one before sent, not from `embeddings`; one that is not the
+        last sends its result to the next, and returns it without the final norm.
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, hidden_size] -> [n, vocab_size]."""
+        """[n, hidden_size] -> [n, vocab_size]. Only the last stage has them, on each of its ranks."""
         ...

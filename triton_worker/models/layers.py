@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from triton_worker.parallel import Ranks
+
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
     """A parameter without gradient whose values are yet to be loaded."""
@@ -26,6 +28,56 @@ class Linear(nn.Module):
         return functional.linear(inputs, self.weight, self.bias)
 
 
+class RowParallelLinear(Linear):
+    """[..., in_features of this rank] -> [..., out_features], the sum over the ranks of the stage.
+
+    A rank holds some columns of the whole weight, those of the inputs that it has itself. Its counterpart, with some of
+    the rows, exchanges nothing: it is a plain `Linear`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, ranks: Ranks, *, bias: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias, dtype=dtype, device=device)
+        self._ranks = ranks
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self._ranks.tensor_size == 1:
+            return super().forward(inputs)
+        product = self._ranks.sum(functional.linear(inputs, self.weight))
+        return product if self.bias is None else product + self.bias
+
+
+class ParallelVocabulary(nn.Module):
+    """Token embedding or output matrix of which each rank of the stage holds some rows, in order."""
+
+    def __init__(
+        self, vocab_size: int, rows: range, hidden_size: int, ranks: Ranks, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """`rows` are this rank's; all ranks but the last ones have as many as the first."""
+        super().__init__()
+        self.weight = empty_parameter(len(rows), hidden_size, dtype=dtype, device=device)
+        self._vocab_size, self._rows, self._ranks = vocab_size, rows, ranks
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[tokens] int64 -> [tokens, hidden_size]."""
+        if self._ranks.tensor_size == 1:
+            return functional.embedding(token_ids, self.weight)
+        local = token_ids - self._rows.start
+        elsewhere = (local < 0) | (local >= len(self._rows))
+        embedded = functional.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        return self._ranks.sum(embedded.masked_fill(elsewhere[:, None], 0))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden_size] -> [n, vocab_size], on every rank of the stage."""
+        logits = functional.linear(hidden, self.weight)
+        if self._ranks.tensor_size == 1:
+            return logits
+        rows_of_first = -(-self._vocab_size // self._ranks.tensor_size)
+        padded = functional.pad(logits, (0, rows_of_first - len(self._rows)))
+        return self._ranks.gather(padded)[:, : self._vocab_size]
+
+
 class RMSNorm(nn.Module):
     """Divides each vector by its root mean square, then scales it by a learnt weight."""
 
@@ -39,14 +91,26 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), with gate and up as the two halves of one product's rows."""
+    """down(silu(gate(x)) * up(x)), with gate and up as the two halves of one product's rows.
+
+    `intermediate_size` is this rank's part of it.
+    """
 
     def __init__(
-        self, hidden_size: int, intermediate_size: int, *, bias: bool, dtype: torch.dtype, device: torch.device
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        ranks: Ranks | None = None,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         super().__init__()
         self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size, bias=bias, dtype=dtype, device=device)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device)
+        self.down_proj = RowParallelLinear(
+            intermediate_size, hidden_size, ranks or Ranks(), bias=bias, dtype=dtype, device=device
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)

@@ -11,6 +11,7 @@ import torch
 
 from triton_worker.checkpoint.checkpoint import Checkpoint
 from triton_worker.models.interface import MultimodalModel, Progress
+from triton_worker.parallel import Ranks
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,24 @@ class Conversion(Protocol):
 
 class _Module(Protocol):
     def load_model(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress | None
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress | None, ranks: Ranks
     ) -> MultimodalModel: ...
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> MultimodalModel:
-    """Build the checkpoint's model on `device` with parameters of `dtype` and fill it with the checkpoint's weights.
+    """Build this rank's part of the checkpoint's model on `device` with parameters of `dtype`, and fill it.
 
-    Raises UnknownModelFamily, and CheckpointError when weights and configuration do not fit together.
+    Without `ranks` that is all of it. Of the weights only this rank's part is read. Raises UnknownModelFamily,
+    ParallelismError, and CheckpointError when weights and configuration do not fit together.
     """
     module = cast(_Module, importlib.import_module(_family(checkpoint.family).module))
-    return module.load_model(checkpoint, dtype, device, progress)
+    return module.load_model(checkpoint, dtype, device, progress, ranks or Ranks())
 
 
 def conversion_of(family: str) -> Conversion:

@@ -27,15 +27,20 @@ class WeightFiller:
         """Whether the checkpoint has a tensor of this name."""
         return name in self._reader.names
 
-    def read(self, name: str, *shape: int) -> Tensor:
-        """The checkpoint's tensor `name`. Raises CheckpointError unless it is there and has `shape`."""
-        self._check(name, shape)
-        return self._reader.read(name)
+    def read(self, name: str, *shape: int, rows: range | None = None, columns: range | None = None) -> Tensor:
+        """The checkpoint's tensor `name`, or these rows and columns of it; nothing else is read.
 
-    def read_row(self, name: str, index: int, *shape: int) -> Tensor:
-        """`tensor[index]` of the checkpoint's tensor `name`, which must have `shape`; only that part is read."""
+        Raises CheckpointError unless it is there and has `shape`.
+        """
         self._check(name, shape)
-        return self._reader.read(name, slice(index, index + 1)).squeeze(0)
+        return self._reader.read(name, *_slices(rows, columns))
+
+    def read_layer(
+        self, name: str, index: int, *shape: int, rows: range | None = None, columns: range | None = None
+    ) -> Tensor:
+        """The same of `tensor[index]`, where the checkpoint's tensor `name` is a stack of `shape`."""
+        self._check(name, shape)
+        return self._reader.read(name, slice(index, index + 1), *_slices(rows, columns)).squeeze(0)
 
     def fill(self, parameter: str, *parts: Tensor) -> None:
         """Copy `parts`, one below the other, into the parameter, converting to its dtype and device."""
@@ -54,7 +59,10 @@ class WeightFiller:
             self._progress(self._bytes_done, self._bytes_total)
 
     def finish(self, ignorable: Callable[[str], bool] = lambda name: False) -> None:
-        """Raise CheckpointError if the checkpoint has a tensor that was not read and is not ignorable."""
+        """Raise CheckpointError if the checkpoint has a tensor that was not read and is not ignorable.
+
+        What another rank reads is ignorable to this one: together they have looked at every tensor.
+        """
         if self._unfilled:
             raise ValueError(f"not filled: {', '.join(sorted(self._unfilled))}")
         for name in sorted(self._unread):
@@ -97,3 +105,8 @@ class WeightStream(WeightFiller):
         target = self._unfilled.pop(parameter)
         self._take(parameter, parts[0] if len(parts) == 1 else torch.cat(parts))
         self._count(target)
+
+
+def _slices(rows: range | None, columns: range | None) -> tuple[slice, ...]:
+    chosen = [slice(None) if part is None else slice(part.start, part.stop) for part in (rows, columns)]
+    return tuple(chosen if columns is not None else chosen[:1] if rows is not None else ())

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-# By content, whatever a name or a header says. Formats with a small, well-tested decoder in Pillow.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+from protocol.pictures import FORMATS_IN_WORDS, MAX_PICTURE_PIXELS, picture_format
 
 _MAX_ASPECT_RATIO = 200  # as transformers' smart_resize
+
+_SCAN = b"\xff\xda"  # JPEG's Start of Scan, ITU T.81, table B.1: never a part of compressed data
+_MAX_SCANS = 100
+"""Progressive files have about ten. libjpeg passes over all pixels for each, and one of 75 bytes is enough for that."""
 
 _UPRIGHT_BY_ORIENTATION = {  # EXIF 2.32, tag 0x0112
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,7 +41,7 @@ class PictureLimits:
     about a gigabyte.
     """
 
-    max_pixels_decoded: int = 50_000_000
+    max_pixels_decoded: int = MAX_PICTURE_PIXELS
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,21 @@ def decode_picture(data: bytes, limits: PictureLimits) -> NDArray[np.uint8]:
         except Image.DecompressionBombError:
             raise _too_large(limits) from None
         except Exception:  # Pillow's decoders raise many types on bytes they cannot read.
-            raise PictureError("The picture is truncated or damaged.") from None
+            raise _damaged() from None
 
 
 def _open(data: bytes, limits: PictureLimits) -> Image.Image:
+    kind = picture_format(data)
+    if kind is None:
+        raise PictureError(f"The data is not a {FORMATS_IN_WORDS} picture.")
+    if kind == "JPEG" and data.count(_SCAN) > _MAX_SCANS:
+        raise PictureError(f"The picture has more than {_MAX_SCANS} scans.")
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=[kind])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # The latter under -W error.
         raise _too_large(limits) from None
     except Exception:  # As above, now from the readers of headers.
-        raise PictureError("The data is not a PNG, JPEG, WebP, GIF or BMP picture.") from None
+        raise _damaged() from None
     if image.width * image.height > limits.max_pixels_decoded:
         raise _too_large(limits)
     return image
@@ -139,6 +147,10 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return np.array(image.convert("RGB"))
+
+
+def _damaged() -> PictureError:
+    return PictureError("The picture is truncated or damaged.")
 
 
 def _too_large(limits: PictureLimits) -> PictureError:

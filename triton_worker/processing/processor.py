@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import secrets
 
-import numpy as np
-from numpy.typing import NDArray
-
-from protocol.messages import ChatMessage, ErrorCode, PicturePart, RequestError, Submit
+from protocol.messages import ChatMessage, ErrorCode, PicturePart, SamplingParameters, Submit
 from triton_worker.checkpoint import Checkpoint
-from triton_worker.engine.messages import Generate
+from triton_worker.engine.messages import Generate, Picture
 from triton_worker.processing.chat_template import ChatTemplate, TemplateError
+from triton_worker.processing.grammar import check_grammar
 from triton_worker.processing.pictures import (
     PictureError,
     PictureLimits,
@@ -20,15 +18,8 @@ from triton_worker.processing.pictures import (
     resize_picture,
     smart_resize,
 )
+from triton_worker.processing.refusal import RequestRefused
 from triton_worker.processing.tokenizer import Tokenizer
-
-
-class RequestRefused(Exception):
-    """A request that cannot be run, with what its caller is told."""
-
-    def __init__(self, code: ErrorCode, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.error = RequestError(code=code, message=message, param=param)
 
 
 class Processor:
@@ -49,25 +40,29 @@ class Processor:
     def prepare(self, submit: Submit, engine_id: str, context_length: int) -> Generate:
         """The request with token ids and resized pictures, under the engine's id for it.
 
+        Of a request for the prompt alone, pictures are measured and not decoded.
+
         Raises:
-            RequestRefused: a picture cannot be taken, or the prompt does not fit the context.
+            RequestRefused: a picture or a parameter cannot be taken, or the prompt does not fit the context.
         """
+        self._check(submit.sampling)
         order = _picture_order(submit)
         # Headers first: a prompt that does not fit is refused before its pictures are unpacked.
         picture_tokens = [self._picture_tokens(submit.pictures[index], index) for index in order]
         prompt_token_ids = self._prompt(submit, picture_tokens, context_length)
         room = context_length - len(prompt_token_ids)
         max_tokens = submit.sampling.max_tokens
-        if room < 1:
+        if room < (0 if submit.prompt_only else 1):
             raise _too_long(f"{len(prompt_token_ids)}", context_length)
-        if max_tokens is not None and max_tokens > room:
+        if max_tokens is not None and max_tokens > room and not submit.prompt_only:
             raise RequestRefused(
                 ErrorCode.INVALID_REQUEST,
                 f"max_tokens is {max_tokens}, but a prompt of {len(prompt_token_ids)} tokens leaves room for {room} "
                 f"in a context of {context_length}.",
                 "max_tokens",
             )
-        pictures = tuple(self._picture(submit.pictures[index], index) for index in order)
+        shown = [] if submit.prompt_only else order
+        pictures = tuple(self._picture(submit.pictures[index], index) for index in shown)
         sampling = submit.sampling
         return Generate(
             request_id=engine_id,
@@ -77,7 +72,20 @@ class Processor:
             max_tokens=room if max_tokens is None else max_tokens,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             stop_token_ids=frozenset() if sampling.ignore_eos else self.tokenizer.end_token_ids,
+            cache_salt=submit.cache_salt,
         )
+
+    def _check(self, sampling: SamplingParameters) -> None:
+        """Refuse what only the checkpoint's tokenizer or the grammar library can tell to be wrong."""
+        highest = max(sampling.logit_bias, default=0)
+        if highest >= self.tokenizer.size:
+            raise RequestRefused(
+                ErrorCode.INVALID_REQUEST,
+                f"logit_bias names the token {highest}, but there are tokens from 0 to {self.tokenizer.size - 1}.",
+                "logit_bias",
+            )
+        if sampling.grammar is not None:
+            check_grammar(sampling.grammar)
 
     def _picture_tokens(self, data: bytes, index: int) -> int:
         """How many embeddings the picture will have, from its header alone."""
@@ -92,9 +100,9 @@ class Processor:
             raise _picture_refused(error, index) from error
         return height // self._picture_unit * (width // self._picture_unit)
 
-    def _picture(self, data: bytes, index: int) -> NDArray[np.uint8]:
+    def _picture(self, data: bytes, index: int) -> Picture:
         try:
-            return resize_picture(decode_picture(data, self._limits), self._bounds, self._picture_unit)
+            return Picture.of(resize_picture(decode_picture(data, self._limits), self._bounds, self._picture_unit))
         except PictureError as error:
             raise _picture_refused(error, index) from error
 

@@ -31,6 +31,12 @@ _QWEN2_SPLIT = (
 )
 
 
+# Byte-level BPE writes a byte that is no visible Latin-1 character as the next free one from 256 (GPT-2's table).
+_VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_INVISIBLE = [byte for byte in range(256) if byte not in set(_VISIBLE)]
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + at): byte for at, byte in enumerate(_INVISIBLE)}
+
+
 class _AddedToken(msgspec.Struct):
     content: Annotated[str, msgspec.Meta(min_length=1)]
     id: Annotated[int, msgspec.Meta(ge=0)]
@@ -67,8 +73,11 @@ class Tokenizer:
         longest_first = sorted(self._special_ids, key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self.image_token_id = self._special_ids[IMAGE_TOKEN]
+        vocabulary = self._decoder.get_vocab()
+        self.size = max(vocabulary.values()) + 1
+        """Token ids are below it."""
         # A byte-level token has one character for each of its bytes, so text has no more characters than this for each.
-        self.longest_token = max(map(len, self._decoder.get_vocab()))
+        self.longest_token = max(map(len, vocabulary))
         self.end_token_ids = self._end_token_ids(directory, settings)
 
     @property
@@ -99,6 +108,17 @@ class Tokenizer:
     def decode(self, token_ids: list[int]) -> str:
         """Text of token ids; special tokens and rows that pad the vocabulary have none."""
         return self._decoder.decode(token_ids, skip_special_tokens=True)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token's own bytes, which may be part of a character; of a special token, its name's."""
+        token = self._decoder.id_to_token(token_id) or ""
+        if token in self._special_ids:
+            return token.encode()
+        return bytes(_BYTE_OF[character] for character in token if character in _BYTE_OF)
+
+    def to_json(self) -> str:
+        """The tokenizer as the content of a ``tokenizer.json``."""
+        return self._decoder.to_str()
 
     def _end_token_ids(self, directory: Path, settings: dict[str, Any]) -> frozenset[int]:
         """Tokens that end an answer: those of generation_config.json, or else the tokenizer's own."""

@@ -42,6 +42,7 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     _add_triton_flags(parser.add_argument_group("Triton"))
     _add_engine_flags(parser.add_argument_group("engine"))
     _add_picture_flags(parser.add_argument_group("pictures"))
+    _add_tracing_flags(parser.add_argument_group("tracing"))
 
 
 def _add_export_deploy_flags(flags: Flags) -> None:
@@ -68,7 +69,7 @@ def _add_export_deploy_flags(flags: Flags) -> None:
         "--tensor_parallelism_size",
         type=positive,
         default=1,
-        help="GPUs that share each layer; 1 for now.",
+        help="Ranks, a GPU each, that share every layer.",
     )
     add_flag(
         flags,
@@ -77,7 +78,7 @@ def _add_export_deploy_flags(flags: Flags) -> None:
         "--pipeline_parallelism_size",
         type=positive,
         default=1,
-        help="Stages, a GPU each, that the layers are split into; 1 for now.",
+        help="Stages, of as many GPUs each, that the layers are split into.",
     )
     add_flag(
         flags,
@@ -93,7 +94,7 @@ def _add_export_deploy_flags(flags: Flags) -> None:
         "--inference_batch_times_seqlen_threshold",
         type=positive,
         default=1000,
-        help="Tokens of prompts, batch times length, that one step starts at most; a longer prompt gets its own.",
+        help="Tokens of prompts, batch times length, that one step prefills at most; longer ones take several steps.",
     )
     add_flag(flags, "-dm", "--debug_mode", action="store_true", help="Log more.")
 
@@ -111,6 +112,12 @@ def _add_triton_flags(flags: Flags) -> None:
     add_flag(flags, "--triton_metrics_port", type=port, default=8002, help="Port of Triton's metrics.")
 
 
+def _add_tracing_flags(flags: Flags) -> None:
+    add_flag(
+        flags, "--otlp_endpoint", type=collector, help="Send traces to this OTLP/gRPC collector, as http://host:4317."
+    )
+
+
 def _add_engine_flags(flags: Flags) -> None:
     add_flag(flags, "--tokenizer", help="Directory of the tokenizer, where the checkpoint holds none.")
     add_flag(flags, "--device", type=one_of("auto", "cpu", "cuda"), default="auto", help="auto, cpu or cuda.")
@@ -122,7 +129,24 @@ def _add_engine_flags(flags: Flags) -> None:
         flags, "--max_model_len", type=positive, help="Tokens of prompt and answer together; else the checkpoint's."
     )
     add_flag(
-        flags, "--gpu_memory_fraction", type=fraction, default=0.9, help="Part of the free GPU memory for the KV cache."
+        flags,
+        "--gpu_memory_fraction",
+        type=fraction,
+        default=0.9,
+        help="Part of the free GPU memory, after the weights, that is used; what a step does not need is KV cache.",
+    )
+    add_flag(
+        flags,
+        "--prefix_cache",
+        type=one_of("on", "off"),
+        default="on",
+        help="Whether prompts that begin alike share what was computed for their beginning: on or off.",
+    )
+    add_flag(
+        flags,
+        "--vision_cache_bytes",
+        type=byte_count,
+        help="Bytes of picture embeddings kept for when one comes again. Default: 1 GiB on a GPU, 256 MiB on the CPU.",
     )
 
 
@@ -171,12 +195,15 @@ def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
             max_sequences=arguments.max_num_seqs,
             max_prefill_tokens=arguments.inference_batch_times_seqlen_threshold,
             context_length=arguments.max_model_len,
+            prefix_cache=arguments.prefix_cache == "on",
+            picture_cache_bytes=arguments.vision_cache_bytes,
             gpu_memory_fraction=arguments.gpu_memory_fraction,
         ),
         max_requests=arguments.max_num_seqs + arguments.max_queued_requests,
         min_pixels=REFERENCE_BOUNDS.min_pixels if arguments.reference_image_limits else arguments.min_pixels,
         max_pixels=REFERENCE_BOUNDS.max_pixels if arguments.reference_image_limits else arguments.max_pixels,
         debug=arguments.debug_mode,
+        otlp_endpoint=arguments.otlp_endpoint,
     )
 
 
@@ -222,7 +249,15 @@ def model_name(text: str) -> str:
     return text
 
 
+def collector(text: str) -> str:
+    """Converter that takes the address of an OTLP/gRPC collector."""
+    if not re.fullmatch(r"https?://[^/\s]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form http://host:port or https://host:port")
+    return text
+
+
 port = _number(int, 1, 65535, "a port (1 to 65535)")
 positive = _number(int, 1, 2**31 - 1, "a whole number above 0")
 natural = _number(int, 0, 2**31 - 1, "a whole number from 0")
+byte_count = _number(int, 0, 2**50, "a whole number of bytes")
 fraction = _number(float, 0.01, 1.0, "a number from 0.01 to 1")

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -34,14 +34,17 @@ from triton_worker.engine.messages import (
     EngineReady,
     EngineStatus,
     FromEngine,
+    Generate,
     LoadProgress,
     NewToken,
     StepOutput,
     ToEngine,
 )
-from triton_worker.processing.processor import Processor, RequestRefused
+from triton_worker.processing.processor import Processor
+from triton_worker.processing.refusal import RequestRefused
 from triton_worker.serving.generation import Generation
 from triton_worker.serving.session import Session
+from triton_worker.serving.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ MAX_PICTURE_BYTES = 2 * 2**30
 """Pictures of all requests in the worker together; one request alone is always let in."""
 
 _LOST = RequestError(ErrorCode.UNAVAILABLE, "The model went away while this request ran. Please try again.")
+_RESTARTING = RequestError(ErrorCode.UNAVAILABLE, "The model is being started again. Please try again shortly.")
 _NOT_COMPUTED = RequestError(ErrorCode.INTERNAL, "The request could not be computed; the worker's log says why.")
 _STARTING = RequestError(ErrorCode.UNAVAILABLE, "The model is still being loaded. Please try again later.")
 _STOPPING = RequestError(ErrorCode.UNAVAILABLE, "The model is shutting down. Please try again.")
@@ -65,6 +69,14 @@ class _Client:
     generations: dict[str, Generation] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What one request of the engine's is to the front: a choice of a generation."""
+
+    generation: Generation
+    choice: int
+
+
 class Front:
     """Admits requests, hands them to the engine and their tokens to the sessions."""
 
@@ -75,8 +87,13 @@ class Front:
         to_engine: Callable[[ToEngine], None],
         preparing: Executor,
         max_requests: int,
+        tracing: Tracing | None = None,
     ) -> None:
-        """``max_requests``: how many may be in the worker at once, running and waiting; more are refused."""
+        """``max_requests``: how many may be in the worker at once, running and waiting; more are refused.
+
+        Each choice of a request counts.
+        """
+        self._tracing = tracing
         self._model = model
         self._processor = processor
         self._to_engine = to_engine
@@ -85,8 +102,8 @@ class Front:
         self._clients: dict[str, _Client] = {}
         # The engine's ids are our own: a gateway may use a request id again while tokens of its first use still come.
         self._engine_ids = itertools.count()
-        self._by_engine_id: dict[str, Generation] = {}
-        self._picture_bytes: dict[str, int] = {}  # as sent, then as resized
+        self._places: dict[str, _Place] = {}
+        self._picture_bytes: dict[Generation, int] = {}  # as sent, then as resized
         self._tasks: set[asyncio.Task[None]] = set()
         self._context_length: int | None = None
         self._engine_status = EngineStatus()
@@ -147,16 +164,19 @@ class Front:
 
     def generate(self, submit: Submit, emit: Callable[[Delta], None]) -> Generation:
         """Start one generation. ``emit`` takes its deltas, the terminal one last; at once if the request is refused."""
-        engine_id = str(next(self._engine_ids))
+        if self._tracing is not None:
+            emit = self._tracing.traced(submit, emit)
         generation = Generation(submit, emit)
         refusal = self._refused(submit)
         if refusal is not None:
             generation.fail(refusal)
             return generation
-        self._by_engine_id[engine_id] = generation
-        self._picture_bytes[engine_id] = sum(map(len, submit.pictures))
-        generation.on_end(lambda: self._release(engine_id))
-        task = asyncio.ensure_future(self._run(engine_id, submit, generation))
+        engine_ids = [str(next(self._engine_ids)) for _ in range(_places_needed(submit))]
+        for choice, engine_id in enumerate(engine_ids):
+            self._places[engine_id] = _Place(generation, choice)
+        self._picture_bytes[generation] = sum(map(len, submit.pictures))
+        generation.on_end(lambda: self._release(generation, engine_ids))
+        task = asyncio.ensure_future(self._run(engine_ids, submit, generation))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return generation
@@ -179,24 +199,29 @@ class Front:
             return RequestError(
                 ErrorCode.MODEL_NOT_FOUND, f"There is no model {submit.model!r}; this is {self._model!r}.", "model"
             )
-        if len(self._by_engine_id) >= self._max_requests:
+        needed, free = _places_needed(submit), self._max_requests - len(self._places)
+        if needed > self._max_requests:
             return RequestError(
-                ErrorCode.QUEUE_FULL, f"All {self._max_requests} places are taken. Please try again shortly."
+                ErrorCode.INVALID_REQUEST, f"n is {needed}, but there are {self._max_requests} places in all.", "n"
             )
+        if needed > free:
+            full = f"n is {needed}, but only {free}" if free else "None"
+            message = f"{full} of {self._max_requests} places are free. Please try again shortly."
+            return RequestError(ErrorCode.QUEUE_FULL, message)
         held = sum(self._picture_bytes.values())
         if held and held + sum(map(len, submit.pictures)) > MAX_PICTURE_BYTES:
             return RequestError(ErrorCode.QUEUE_FULL, "Too many pictures are waiting. Please try again shortly.")
         return None
 
-    async def _run(self, engine_id: str, submit: Submit, generation: Generation) -> None:
-        """Prepare the prompt and hand it to the engine; ends at the request's deadline at the latest."""
+    async def _run(self, engine_ids: list[str], submit: Submit, generation: Generation) -> None:
+        """Prepare the prompt and hand its choices to the engine; ends at the request's deadline at the latest."""
         deadline = submit.deadline_seconds
         loop = asyncio.get_running_loop()
         if deadline is not None:
             timer = loop.call_later(deadline, generation.fail, _deadline_error(deadline))
             generation.on_end(timer.cancel)
         assert self._context_length is not None
-        preparing = self._preparing.submit(self._processor.prepare, submit, engine_id, self._context_length)
+        preparing = self._preparing.submit(self._processor.prepare, submit, engine_ids[0], self._context_length)
         generation.on_end(preparing.cancel)  # one that still waits for a thread need not be prepared
         try:
             prompt = await asyncio.wrap_future(preparing)
@@ -205,22 +230,33 @@ class Front:
         except RequestRefused as refused:
             generation.fail(refused.error)
         except Exception:
-            logger.exception("Request %s could not be prepared.", submit.request_id)
+            logger.exception("Request %s could not be prepared.", generation.name)
             generation.fail(
                 RequestError(ErrorCode.INTERNAL, "The request could not be prepared; the worker's log says why.")
             )
         else:
             if not generation.ended:
-                tokenizer = self._processor.tokenizer
-                generation.prepared(prompt, tokenizer.image_token_id, tokenizer.decode)
-                self._picture_bytes[engine_id] = sum(picture.nbytes for picture in prompt.pictures)
-                self._to_engine(prompt)
+                generation.prepared(prompt, self._processor.tokenizer)
+                if submit.prompt_only:
+                    generation.finish_without_answer()
+                else:
+                    self._hand_over(prompt, engine_ids, generation)
 
-    def _release(self, engine_id: str) -> None:
-        del self._by_engine_id[engine_id]
-        del self._picture_bytes[engine_id]
-        # Harmless when the engine ended it itself; needed when a stop string, a deadline or the caller did.
-        self._to_engine(Abort(engine_id))
+    def _hand_over(self, prompt: Generate, engine_ids: list[str], generation: Generation) -> None:
+        """Give the engine one request for each choice: the same but for its seed."""
+        self._picture_bytes[generation] = sum(picture.pixels.nbytes for picture in prompt.pictures) * len(engine_ids)
+        for choice, engine_id in enumerate(engine_ids):
+            self._to_engine(replace(prompt, request_id=engine_id, seed=_wrapped(prompt.seed + choice)))
+
+    def _release(self, generation: Generation, engine_ids: list[str]) -> None:
+        del self._picture_bytes[generation]
+        for engine_id in engine_ids:
+            self._release_place(engine_id)
+
+    def _release_place(self, engine_id: str) -> None:
+        if self._places.pop(engine_id, None) is not None:
+            # Harmless when the engine ended it itself; needed when a stop string, a deadline or the caller did.
+            self._to_engine(Abort(engine_id))
 
     # -- engine --------------------------------------------------------------------------------------------------------
 
@@ -233,28 +269,36 @@ class Front:
                 for token in tokens:
                     self._push(token)
                 for engine_id in failed:
-                    if engine_id in self._by_engine_id:
-                        self._by_engine_id[engine_id].fail(_NOT_COMPUTED)
+                    if (place := self._places.get(engine_id)) is not None:
+                        logger.error("Request %s (%s in the engine) failed.", place.generation.name, engine_id)
+                        place.generation.fail(_NOT_COMPUTED)
             case EngineReady(context_length):
                 self._context_length = context_length
-                self._refusal = None
+                if self._refusal is not _STOPPING:
+                    self._refusal = None
                 self._started.set()
+                self._tell_status()
             case EngineFailed() | LoadProgress():
                 pass  # the worker process deals with these
 
     def _push(self, token: NewToken) -> None:
-        generation = self._by_engine_id.get(token.request_id)
-        if generation is None:
+        place = self._places.get(token.request_id)
+        if place is None:
             return
         try:
-            generation.push(token)
+            if place.generation.push(place.choice, token):
+                self._release_place(token.request_id)
         except Exception:
-            logger.exception("Request %s: a token could not be taken.", generation.request_id)
-            generation.fail(_NOT_COMPUTED)
+            logger.exception("Request %s: a token could not be taken.", place.generation.name)
+            place.generation.fail(_NOT_COMPUTED)
 
     def on_engine_exit(self) -> None:
-        """The engine is gone: end every request and take no more."""
+        """The engine is gone: end every request, and take no more until another is ready."""
+        self._engine_status = EngineStatus()
+        refusal = self._refusal if self._refusal is _STOPPING else _RESTARTING
         self._end_all(_LOST)
+        self._refusal = refusal
+        self._tell_status()
 
     def drain(self) -> None:
         """Take no more requests; those in flight go on."""
@@ -268,7 +312,7 @@ class Front:
     @property
     def idle(self) -> bool:
         """Whether no request is in flight."""
-        return not self._by_engine_id
+        return not self._places
 
     def stop(self) -> None:
         """End every request and every stream."""
@@ -279,8 +323,12 @@ class Front:
     def _end_all(self, error: RequestError) -> None:
         self._refusal = error
         self._started.set()
-        for generation in list(self._by_engine_id.values()):
-            generation.fail(error)
+        for place in list(self._places.values()):
+            place.generation.fail(error)
+
+    def _tell_status(self) -> None:
+        for client in self._clients.values():
+            client.session.tell_status()
 
     def _status(self) -> WorkerStatus:
         engine_lives = time.monotonic() - self._engine_heard_at < ENGINE_SILENCE_SECONDS
@@ -293,6 +341,15 @@ class Front:
             kv_cache_usage=self._engine_status.kv_cache_usage,
             counters=self._engine_status.counters,
         )
+
+
+def _places_needed(submit: Submit) -> int:
+    return 1 if submit.prompt_only else submit.sampling.n
+
+
+def _wrapped(seed: int) -> int:
+    """``seed`` within the 64 bits of a signed integer."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _deadline_error(seconds: float) -> RequestError:

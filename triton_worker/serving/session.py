@@ -61,6 +61,12 @@ class Session:
                 self._urgent.set()
         self._some.set()
 
+    def tell_status(self) -> None:
+        """Send the worker's status with the next batch, and that at once: it has changed."""
+        self._status_at = float("-inf")
+        self._urgent.set()
+        self._some.set()
+
     def close(self) -> None:
         """End the stream after what is pending."""
         self._closed = True

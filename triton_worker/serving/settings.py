@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from triton_worker.engine.limits import EngineLimits
 
 
+class UnusableSettings(Exception):
+    """Settings that do not go together; the message is for the person who gave them."""
+
+
 @dataclass(frozen=True)
 class TritonAddresses:
     """Where Triton listens."""
@@ -42,3 +46,5 @@ class WorkerSettings:
     min_pixels: int | None
     max_pixels: int | None
     debug: bool
+    otlp_endpoint: str | None = None
+    """Where traces go, if anywhere."""

@@ -20,15 +20,21 @@ from tqdm import tqdm
 from protocol import wire
 from protocol.messages import Control
 from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from triton_worker.engine.messages import EngineFailed, EngineReady, FromEngine, LoadProgress
-from triton_worker.engine.process import EngineProcess, EngineSettings
+from triton_worker.engine.messages import FromEngine, LoadProgress
+from triton_worker.engine.process import EngineProcess
+from triton_worker.engine.rank import RankPlace
 from triton_worker.models.registry import UnknownModelFamily, picture_unit
-from triton_worker.processing.pictures import PictureLimits, ResizeBounds
+from triton_worker.parallel.torchrun import Torchrun
+from triton_worker.processing.pictures import PictureLimits
 from triton_worker.processing.processor import Processor
+from triton_worker.serving import tracing
+from triton_worker.serving.devices import DeviceError, check_rank_count, resolve_device
+from triton_worker.serving.engine_settings import engine_settings, resize_bounds
 from triton_worker.serving.front import Front
 from triton_worker.serving.leftovers import RunDirectory, sweep_dead_runs
 from triton_worker.serving.reference_model import ReferenceModel
-from triton_worker.serving.settings import WorkerSettings
+from triton_worker.serving.settings import UnusableSettings, WorkerSettings
+from triton_worker.serving.supervisor import RESTARTS, EngineGone, EngineSupervisor
 from triton_worker.serving.triton import TritonServer
 
 logger = logging.getLogger(__name__)
@@ -52,7 +58,10 @@ def run_worker(settings: WorkerSettings, stop_asked: threading.Event) -> int:
     worker = None
     run_directory = None
     try:
-        _check_parallelism(settings)
+        check_rank_count(settings)
+        device = resolve_device(settings)
+        if settings.otlp_endpoint is not None and not tracing.installed():
+            raise WorkerError(tracing.NEEDED)
         checkpoint = open_checkpoint(settings.nemo_checkpoint, settings.tokenizer)
         sweep_dead_runs()  # first: a predecessor's Triton may still hold the ports
         _check_ports(settings)
@@ -61,10 +70,10 @@ def run_worker(settings: WorkerSettings, stop_asked: threading.Event) -> int:
         os.environ["TMPDIR"] = tempfile.tempdir = str(run_directory.path)
         # PyTriton attaches to segments that others own; Python's tracker would complain of them at every exit.
         os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-        worker = _Worker(settings, checkpoint, run_directory, stop_asked)
+        worker = _Worker(settings, device, checkpoint, run_directory, stop_asked)
         worker.serve()
         return 0
-    except (CheckpointError, UnknownModelFamily, WorkerError) as error:
+    except (CheckpointError, DeviceError, EngineGone, UnknownModelFamily, UnusableSettings, WorkerError) as error:
         return _fail(str(error), run_directory)
     except Exception:
         logger.exception("The worker failed.")
@@ -100,6 +109,7 @@ class _Worker:
     def __init__(
         self,
         settings: WorkerSettings,
+        device: str,
         checkpoint: Checkpoint,
         run_directory: RunDirectory,
         stop_asked: threading.Event,
@@ -107,21 +117,20 @@ class _Worker:
         self._settings = settings
         self._run_directory = run_directory
         self._stop_asked = stop_asked
-        self._engine_ready = threading.Event()
-        self._engine_gone = threading.Event()
-        self._engine_failure: str | None = None
         self._progress: tqdm[Any] | None = None
-        self._device = _resolve_device(settings.device)
-        bounds = _resize_bounds(settings, checkpoint)
+        self._device = device
+        bounds = resize_bounds(settings, checkpoint)
         processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), bounds)
         self._loop = asyncio.new_event_loop()
-        self._engine = EngineProcess(self._engine_settings(processor), self._on_engine_message, self._on_engine_exit)
+        self._engine = self._start_engine(checkpoint, processor)
+        self._tracing = None if settings.otlp_endpoint is None else tracing.Tracing(settings.otlp_endpoint)
         self._front = Front(
             model=settings.model_name,
             processor=processor,
             to_engine=self._engine.send,
             preparing=ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="preparing"),
             max_requests=settings.max_requests,
+            tracing=self._tracing,
         )
         self._triton = TritonServer(self._front, self._loop, settings.triton, run_directory.workspace)
         self._triton.add_reference_model(
@@ -136,14 +145,15 @@ class _Worker:
         """Start, say when ready, and return when asked to stop.
 
         Raises:
-            WorkerError: the engine or Triton failed.
+            WorkerError: Triton failed.
+            EngineGone: the engine did.
         """
         self._triton.launch()
         connecting = ThreadPoolExecutor(1, thread_name_prefix="triton-connect").submit(self._triton.connect)
-        while not (connecting.done() and self._engine_ready.is_set()):
+        while not (connecting.done() and self._engine.ready):
             if self._stop_asked.wait(0.05):
                 return
-            self._check_engine()
+            self._engine.check()
             if connecting.done() and connecting.exception() is not None:
                 raise WorkerError("Triton did not start; its log above says why.") from connecting.exception()
         self._run_directory.note_traces()
@@ -156,6 +166,8 @@ class _Worker:
         self._loop.call_soon_threadsafe(self._front.stop)
         self._engine.stop()
         self._triton.stop()
+        if self._tracing is not None:
+            self._tracing.close()
 
     # -- while it runs -------------------------------------------------------------------------------------------------
 
@@ -163,9 +175,10 @@ class _Worker:
         failures = 0
         probed_at = time.monotonic()
         while not self._stop_asked.wait(0.5):
-            self._check_engine()
+            self._engine.check()
             if self._front.engine_step_seconds > LONGEST_STEP_SECONDS:
-                raise WorkerError(f"The engine has not finished a step for {LONGEST_STEP_SECONDS:g} seconds.")
+                logger.error("The engine has not finished a step for %g seconds.", LONGEST_STEP_SECONDS)
+                self._engine.kill()
             if not self._triton.is_alive():
                 raise WorkerError("Triton ended unexpectedly.")
             self._run_directory.note_traces()
@@ -192,31 +205,21 @@ class _Worker:
         finally:
             channel.close()
 
-    def _check_engine(self) -> None:
-        if self._engine_gone.is_set():
-            raise WorkerError(self._engine_failure or "The engine process ended unexpectedly.")
-
     def _drain(self) -> None:
         """Let requests in flight end, up to a limit."""
         self._loop.call_soon_threadsafe(self._front.drain)
         deadline = time.monotonic() + DRAIN_SECONDS
-        while not self._front.idle and time.monotonic() < deadline and not self._engine_gone.is_set():
+        while not self._front.idle and time.monotonic() < deadline and self._engine.ready:
             time.sleep(0.05)
 
     # -- the engine's and the front's threads --------------------------------------------------------------------------
 
     def _on_engine_message(self, message: FromEngine) -> None:
-        match message:
-            case LoadProgress(done, total):
-                self._show_progress(done, total)
-            case EngineFailed(text):
-                self._engine_failure = text
-            case EngineReady():
-                self._engine_ready.set()
+        if isinstance(message, LoadProgress):
+            self._show_progress(message.done, message.total)
         self._loop.call_soon_threadsafe(self._front.on_engine_message, message)
 
     def _on_engine_exit(self) -> None:
-        self._engine_gone.set()
         self._loop.call_soon_threadsafe(self._front.on_engine_exit)
 
     def _run_loop(self) -> None:
@@ -231,49 +234,19 @@ class _Worker:
         self._progress.update(done - self._progress.n)
         if done == total:
             self._progress.close()
+            self._progress = None
 
-    def _engine_settings(self, processor: Processor) -> EngineSettings:
-        return EngineSettings(
-            checkpoint=self._settings.nemo_checkpoint,
-            tokenizer=self._settings.tokenizer,
-            image_token_id=processor.tokenizer.image_token_id,
-            device=self._device,
-            dtype=self._settings.dtype,
-            limits=self._settings.limits,
+    def _start_engine(self, checkpoint: Checkpoint, processor: Processor) -> EngineSupervisor:
+        settings = engine_settings(self._settings, checkpoint, processor.tokenizer.image_token_id, self._device)
+        torchrun = Torchrun.from_environment()
+        place = None if torchrun is None else RankPlace.under(torchrun)
+        return EngineSupervisor(
+            lambda on_message, on_exit: EngineProcess(settings, on_message, on_exit, place),
+            self._on_engine_message,
+            self._on_engine_exit,
+            # torchrun starts all ranks again, this worker among them.
+            restarts=RESTARTS if torchrun is None else 0,
         )
-
-
-def _resize_bounds(settings: WorkerSettings, checkpoint: Checkpoint) -> ResizeBounds:
-    """The flags', or else the checkpoint's, or else the published defaults of Qwen2.5-VL. NeMo 2.0 stores none."""
-    stored = checkpoint.image_processor or {}
-    default = ResizeBounds()
-    try:
-        return ResizeBounds(
-            min_pixels=int(settings.min_pixels or stored.get("min_pixels") or default.min_pixels),
-            max_pixels=int(settings.max_pixels or stored.get("max_pixels") or default.max_pixels),
-        )
-    except (TypeError, ValueError):
-        raise WorkerError("--min_pixels must not be above --max_pixels (or the checkpoint's own bounds).") from None
-
-
-def _resolve_device(device: str) -> str:
-    """``auto`` is the first GPU where there is one."""
-    import torch  # slow to import: after the checks that need no torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise WorkerError("--device is cuda, but PyTorch finds no GPU here; use --device cpu.")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
-def _check_parallelism(settings: WorkerSettings) -> None:
-    for flag, size in (
-        ("--tensor_parallel_size", settings.tensor_parallel_size),
-        ("--pipeline_parallel_size", settings.pipeline_parallel_size),
-    ):
-        if size != 1:
-            raise WorkerError(f"{flag} {size} is not supported yet; the model runs on one device.")
 
 
 def _check_ports(settings: WorkerSettings) -> None:

@@ -11,7 +11,7 @@ from triton_worker.checkpoint import open_checkpoint
 from triton_worker.engine.engine import Engine, EngineError
 from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache
 from triton_worker.engine.limits import EngineLimits
-from triton_worker.engine.messages import Generate, NewToken
+from triton_worker.engine.messages import Generate, NewToken, Picture
 from triton_worker.engine.scheduler import Chunk
 from triton_worker.models.interface import MultimodalModel
 from triton_worker.models.registry import load_model
@@ -47,9 +47,12 @@ def generate(
     max_tokens: int = 24,
     seed: int = 0,
     stop_token_ids: frozenset[int] = frozenset(),
+    cache_salt: str | None = None,
 ) -> Generate:
-    pictures = tuple(np.asarray(picture) for picture in prompt.pictures)
-    return Generate(request_id, tuple(prompt.token_ids), pictures, sampling, max_tokens, seed, stop_token_ids)
+    pictures = tuple(Picture.of(np.asarray(picture)) for picture in prompt.pictures)
+    return Generate(
+        request_id, tuple(prompt.token_ids), pictures, sampling, max_tokens, seed, stop_token_ids, cache_salt
+    )
 
 
 def limits(blocks: int, model: MultimodalModel, **sizes: int) -> EngineLimits:
@@ -83,12 +86,33 @@ def test_a_crowd_is_answered_as_transformers_answers_each_alone(
     assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
 
 
-def test_preemption_changes_no_token(model: MultimodalModel, expected: list[list[int]]) -> None:
-    engine = Engine(model, IMAGE_PAD, 4096, limits(9, model))
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize("max_prefill_tokens", [1, 7, 50])
+def test_chunks_and_cache_hits_change_no_token(
+    model: MultimodalModel, expected: list[list[int]], max_prefill_tokens: int, prefix_cache: bool
+) -> None:
+    engine = Engine(
+        model, IMAGE_PAD, 4096, limits(64, model, max_prefill_tokens=max_prefill_tokens, prefix_cache=prefix_cache)
+    )
+    requests = [generate(str(i), prompt) for i, prompt in enumerate(PROMPTS)]
+    for _ in ("missed", "hit"):
+        tokens = run(engine, *requests)
+        assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
+    assert (engine.status.counters.prefix_hits > 0) == prefix_cache
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize("max_prefill_tokens", [7, 4096])
+def test_preemption_changes_no_token(
+    model: MultimodalModel, expected: list[list[int]], max_prefill_tokens: int, prefix_cache: bool
+) -> None:
+    engine = Engine(
+        model, IMAGE_PAD, 4096, limits(7, model, max_prefill_tokens=max_prefill_tokens, prefix_cache=prefix_cache)
+    )
     tokens = run(engine, *(generate(str(i), prompt) for i, prompt in enumerate(PROMPTS)))
     assert engine.status.counters.preemptions > 0
     assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
-    assert engine.status.free_blocks == engine.status.total_blocks == 9
+    assert engine.status.free_blocks == engine.status.total_blocks == 7
 
 
 def test_arrivals_and_aborts_in_the_middle_change_no_token(model: MultimodalModel, expected: list[list[int]]) -> None:
@@ -106,10 +130,13 @@ def test_arrivals_and_aborts_in_the_middle_change_no_token(model: MultimodalMode
     assert engine.status.free_blocks == engine.status.total_blocks
 
 
-def test_a_seeded_request_is_answered_the_same_alone_and_in_a_crowd(model: MultimodalModel) -> None:
+@pytest.mark.parametrize("max_prefill_tokens", [7, 4096])
+def test_a_seeded_request_is_answered_the_same_alone_and_in_a_crowd(
+    model: MultimodalModel, max_prefill_tokens: int
+) -> None:
     hot = SamplingParameters(temperature=1.5, top_k=50, top_p=0.95)
     requests = [generate(str(i), prompt, hot, seed=i) for i, prompt in enumerate(PROMPTS)]
-    engine = Engine(model, IMAGE_PAD, 4096, limits(9, model))
+    engine = Engine(model, IMAGE_PAD, 4096, limits(7, model, max_prefill_tokens=max_prefill_tokens))
     together = run(engine, *requests, generate("greedy", PROMPTS[0]))
     alone = {r.request_id: run(engine, r)[r.request_id] for r in requests}
     together.pop("greedy")
@@ -148,7 +175,7 @@ def test_a_request_whose_numbers_break_spoils_no_other(model: MultimodalModel, e
     engine.step()
     [broken] = engine._scheduler._running
     cache = engine._runner._cache
-    rows = broken.cache_rows(0, broken.cached_tokens)
+    rows = broken.cache_rows(0, broken.computed_tokens)
     cache.keys[:, rows], cache.values[:, rows] = float("nan"), float("inf")
     engine.add(generate("sound", PROMPTS[5]))
     assert drain(engine)["sound"] == expected[5]

@@ -85,8 +85,9 @@ def our_greedy(model: MultimodalModel, prompt: Prompt, new_tokens: int) -> tuple
 
 @torch.inference_mode()
 def their_greedy(
-    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, new_tokens: int
+    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, new_tokens: int, vocabulary: int | None = None
 ) -> tuple[Tensor, list[int]]:
+    """Logits of the prompt, and the tokens that follow it; of the first `vocabulary` ones, where that is given."""
     token_ids = torch.tensor([prompt.token_ids])
     inputs = {"input_ids": token_ids, "mm_token_type_ids": (token_ids == prompt.image_token_id).int()}
     if prompt.pictures:
@@ -94,8 +95,9 @@ def their_greedy(
         processed = processor([p.permute(2, 0, 1).numpy() for p in prompt.pictures], return_tensors="pt")
         inputs |= {"pixel_values": processed["pixel_values"], "image_grid_thw": processed["image_grid_thw"]}
     logits = model(**inputs).logits[0]
+    padding = list(range(vocabulary or logits.shape[-1], logits.shape[-1]))
     generated = model.generate(
-        **inputs, attention_mask=torch.ones_like(token_ids), do_sample=False,
+        **inputs, suppress_tokens=padding or None, attention_mask=torch.ones_like(token_ids), do_sample=False,
         max_new_tokens=new_tokens, min_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     return logits, generated[0, len(prompt.token_ids) :].tolist()

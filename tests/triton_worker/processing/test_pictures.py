@@ -41,6 +41,18 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def png_header(width: int, height: int, *, bits: int = 8, rows: bytes = bytes(100)) -> bytes:
+    """An RGB PNG of these dimensions, with no pixel data to speak of unless there are ``rows``."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
 def test_lossless_formats_decode_to_the_same_pixels(kind: str) -> None:
     pixels = noise(20, 31)
@@ -77,16 +89,38 @@ def modes() -> dict[str, Image.Image]:
     }
 
 
-@pytest.mark.parametrize("name", list(modes()))
+def files() -> dict[str, bytes]:
+    colours = Image.fromarray(noise(16, 16))
+    with_key = Image.fromarray(noise(9, 12))
+    return {
+        **{f"PNG {name}": encode(image) for name, image in modes().items()},
+        "PNG RGB with a transparent colour": encode(with_key, transparency=with_key.getpixel((3, 3))),
+        "PNG RGB of 16 bits": rgb_png_of_16_bits(),
+        "GIF": encode(colours.quantize(32), "GIF"),
+        "GIF with transparency": encode(modes()["P with transparency"], "GIF", transparency=3),
+        "WEBP with alpha": encode(modes()["RGBA"], "WEBP", lossless=True),
+        "BMP of 1 bit": encode(colours.convert("1"), "BMP"),
+        "BMP with a palette": encode(colours.quantize(32), "BMP"),
+        "JPEG L": encode(colours.convert("L"), "JPEG"),
+        "JPEG CMYK": encode(colours.convert("CMYK"), "JPEG"),
+        "JPEG progressive": encode(colours, "JPEG", progressive=True),
+        "JPEG MPO": encode(colours, "MPO", save_all=True, append_images=[colours.rotate(90)]),
+    }
+
+
+def rgb_png_of_16_bits() -> bytes:
+    shades = np.random.default_rng(3).integers(0, 2**16, (5, 7, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in shades)
+    return png_header(7, 5, bits=16, rows=rows)
+
+
+FILES = files()
+
+
+@pytest.mark.parametrize("name", list(FILES))
 def test_colour_modes_become_rgb_as_in_transformers(name: str) -> None:
-    data = encode(modes()[name])
-    theirs = Qwen2VLImageProcessorPil().convert_to_rgb(Image.open(io.BytesIO(data)))
-    np.testing.assert_array_equal(decode_picture(data, LIMITS), theirs)
-
-
-def test_cmyk_becomes_rgb_as_in_transformers() -> None:
-    data = encode(Image.fromarray(noise(16, 16)).convert("CMYK"), "JPEG")
-    theirs = Qwen2VLImageProcessorPil().convert_to_rgb(Image.open(io.BytesIO(data)))
+    data = FILES[name]
+    theirs = np.array(Qwen2VLImageProcessorPil().convert_to_rgb(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(decode_picture(data, LIMITS), theirs)
 
 
@@ -124,18 +158,6 @@ def test_malformed_exif_is_passed_over(exif: bytes) -> None:
             assert decode_picture(encode(Image.fromarray(pixels), kind, exif=exif), LIMITS).shape == (12, 9, 3)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG of these dimensions with no pixel data to speak of."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = zlib.crc32(kind + content)
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
 @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 1)])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_too_many_pixels_are_refused_by_the_header(width: int, height: int) -> None:
@@ -158,11 +180,25 @@ def test_truncated_pictures_are_refused_in_our_words(kind: str) -> None:
             decode_picture(data[:length], LIMITS)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM", "PCX", "TGA", "PDF", "EPS"])
+@pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM", "PCX", "TGA", "PDF", "EPS", "AVIF", "JPEG2000"])
 def test_other_formats_are_refused(kind: str) -> None:
     data = encode(Image.fromarray(noise(32, 32)), kind)
-    with pytest.raises(PictureError, match="not a PNG, JPEG, WebP, GIF or BMP"):
+    with pytest.raises(PictureError, match="not a PNG, JPEG, WEBP, GIF or BMP"):
         decode_picture(data, LIMITS)
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    """Each costs 75 bytes in the file and a pass over all pixels, in C code that no thread can interrupt."""
+    data = encode(Image.new("L", (2000, 2000), 128), "JPEG", progressive=True, quality=30)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert decode_picture(data[:-2] + scan * 20 + data[-2:], LIMITS).shape == (2000, 2000, 3)
+    with pytest.raises(PictureError, match="more than 100 scans"):
+        decode_picture(data[:-2] + scan * 10_000 + data[-2:], LIMITS)
+
+
+def test_heic_is_refused() -> None:
+    with pytest.raises(PictureError, match="not a PNG"):
+        decode_picture(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), LIMITS)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 1000, b"<svg/>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a"])

@@ -14,7 +14,8 @@ from protocol.messages import ChatMessage, PicturePart, Submit, TextPart
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
 from triton_worker.processing.chat_template import ChatTemplate, TemplateError
 from triton_worker.processing.pictures import PictureLimits, ResizeBounds
-from triton_worker.processing.processor import Processor, RequestRefused
+from triton_worker.processing.processor import Processor
+from triton_worker.processing.refusal import RequestRefused
 from triton_worker.processing.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -68,6 +69,16 @@ def test_text_is_tokenized_as_transformers_does(processor: Processor, text: str)
     )
     expected[expected.index(IMAGE) : expected.index(IMAGE) + 1] = [IMAGE] * 4
     assert ours == expected
+
+
+def test_a_picture_s_digest_is_that_of_what_the_model_sees(processor: Processor) -> None:
+    message = ChatMessage("user", (PicturePart(0), PicturePart(1), PicturePart(2)))
+    pictures = (png(56, 84), png(56, 85), png(84, 56))  # the first two are resized to the same
+    submit = Submit(request_id="r", model="m", messages=(message,), pictures=pictures, cache_salt="tenant")
+    prepared = processor.prepare(submit, "e", 4096)
+    first, same, other = (picture.digest for picture in prepared.pictures)
+    assert first == same != other
+    assert prepared.cache_salt == "tenant"
 
 
 def test_each_picture_takes_one_token_for_28_by_28_pixels(processor: Processor) -> None:

@@ -25,6 +25,17 @@ async def test_a_silent_session_sends_heartbeats() -> None:
     assert batch.status == STATUS
 
 
+async def test_a_changed_status_is_told_at_once() -> None:
+    session = Session(lambda: STATUS)
+    await session.next_batch()
+    waiting = asyncio.ensure_future(session.next_batch())
+    await asyncio.sleep(0.01)
+    session.tell_status()
+    batch = await asyncio.wait_for(waiting, 0.5)
+    assert batch is not None
+    assert batch.status == STATUS
+
+
 async def test_what_a_request_says_within_a_tick_is_one_delta() -> None:
     session = Session(lambda: STATUS)
     session.push(tokens("a", "x"))

@@ -12,24 +12,43 @@ from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig
 from triton_worker.models.qwen2_5_vl.decoder import Decoder
 from triton_worker.models.qwen2_5_vl.rope import prompt_positions
 from triton_worker.models.qwen2_5_vl.vision import VisionTower
+from triton_worker.parallel import Ranks, shard_decoder
 
 
 class Qwen25VL(nn.Module):
-    """A `MultimodalModel`. Its parameters are uninitialised until a checkpoint fills them."""
+    """A `MultimodalModel`. Its parameters are uninitialised until a checkpoint fills them.
 
-    def __init__(self, config: Qwen25VLConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    The decoder is spread over the ranks; the vision tower is whole on each rank of the first stage, so that a picture
+    is encoded there without any exchange.
+    """
+
+    def __init__(self, config: Qwen25VLConfig, ranks: Ranks, *, dtype: torch.dtype, device: torch.device) -> None:
+        """Raises ParallelismError when the sizes do not divide."""
         super().__init__()
+        text = config.text
         self.config = config
-        self.vision = VisionTower(config.vision, config.text.hidden_size, dtype=dtype, device=device)
-        self.decoder = Decoder(config.text, dtype=dtype, device=device)
+        self.ranks = ranks
+        self.dtype = dtype
+        self.device = device
+        self.shard = shard_decoder(
+            ranks,
+            num_layers=text.num_layers,
+            num_heads=text.num_heads,
+            num_kv_heads=text.num_kv_heads,
+            intermediate_size=text.intermediate_size,
+            vocab_size=text.vocab_size,
+        )
+        if ranks.is_first_stage:
+            self.vision = VisionTower(config.vision, text.hidden_size, dtype=dtype, device=device)
+        self.decoder = Decoder(text, self.shard, ranks, dtype=dtype, device=device)
 
     @property
     def num_layers(self) -> int:
-        return self.config.text.num_layers
+        return len(self.shard.layers)
 
     @property
     def num_kv_heads(self) -> int:
-        return self.config.text.num_kv_heads
+        return len(self.shard.kv_heads)
 
     @property
     def head_dim(self) -> int:
@@ -47,20 +66,18 @@ class Qwen25VL(nn.Module):
     def picture_unit(self) -> int:
         return self.config.vision.picture_unit
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.embed_tokens.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.decoder.embed_tokens.device
-
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
-        return self.decoder.embed(token_ids)
+        if self.ranks.is_first_stage:
+            return self.decoder.embed_tokens.embed(token_ids)
+        return torch.zeros(len(token_ids), self.hidden_size, dtype=self.dtype, device=self.device)
 
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        embeddings: list[Tensor] = self.vision(pictures)
-        return embeddings
+        if self.ranks.is_first_stage:
+            embeddings: list[Tensor] = self.vision(pictures)
+            return embeddings
+        nothing = torch.zeros(1, 1, dtype=self.dtype, device=self.device)
+        units = [picture.shape[0] * picture.shape[1] // self.picture_unit**2 for picture in pictures]
+        return [nothing.expand(count, self.hidden_size) for count in units]
 
     def prompt_positions(
         self, token_ids: Sequence[int], grids: Sequence[tuple[int, int]], image_token_id: int
@@ -68,8 +85,11 @@ class Qwen25VL(nn.Module):
         return prompt_positions(token_ids, grids, image_token_id)
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        hidden: Tensor = self.decoder(embeddings, positions, attention)
-        return hidden
+        hidden = embeddings if self.ranks.is_first_stage else self.ranks.receive_hidden(embeddings)
+        result: Tensor = self.decoder(hidden, positions, attention)
+        if not self.ranks.is_last_stage:
+            self.ranks.send_hidden(result)
+        return result
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.decoder.logits(hidden)
+        return self.decoder.output.logits(hidden)

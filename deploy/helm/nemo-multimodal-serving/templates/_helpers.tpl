@@ -63,3 +63,13 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{/* The address of each worker, as a pod of its StatefulSet. */}}
+{{- define "gateway.workers" -}}
+{{- $name := include "part.name" . }}
+{{- $addresses := list }}
+{{- range $place := until (int .root.Values.worker.replicas) }}
+{{- $addresses = append $addresses (printf "%s-%d.%s:8001" $name $place $name) }}
+{{- end }}
+{{- join "," $addresses }}
+{{- end }}

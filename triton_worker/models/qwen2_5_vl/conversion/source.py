@@ -17,6 +17,7 @@ from triton_worker.models.qwen2_5_vl.model import Qwen25VL
 from triton_worker.models.qwen2_5_vl.weights_huggingface import fill_from_huggingface
 from triton_worker.models.qwen2_5_vl.weights_nemo import fill_from_nemo
 from triton_worker.models.weights import WeightStream
+from triton_worker.parallel import Ranks
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,17 @@ def stream_parameters(
     checkpoint: Checkpoint, config: Qwen25VLConfig, take: Callable[[Parameter], None], progress: Progress | None
 ) -> None:
     """Hand on every parameter once. Raises CheckpointError where a tensor is missing, left over or not of its shape."""
+    ranks = Ranks()
     # On the meta device a model is no more than its parameters' names and shapes.
-    model = Qwen25VL(config, dtype=stored_dtype(checkpoint), device=torch.device("meta"))
+    model = Qwen25VL(config, ranks, dtype=stored_dtype(checkpoint), device=torch.device("meta"))
     weights = WeightStream(
         model,
         checkpoint.weights,
-        lambda name, values: take(Parameter(name if name.endswith((".weight", ".bias")) else name + ".weight", values)),
+        lambda name, values: take(Parameter(name, values)),
         progress,
     )
     fill = fill_from_nemo if checkpoint.layout == "nemo" else fill_from_huggingface
-    fill(weights, config)
+    fill(weights, config, model.shard, ranks)
 
 
 def qkv_parts(values: Tensor, query_rows: int) -> list[Tensor]:

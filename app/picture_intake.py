@@ -1,0 +1,49 @@
+"""From pictures as a request names them to files that were looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from app.disconnect import all_of
+from app.errors import ApiError
+from app.media.fetcher import Allowance, MediaFetcher, not_allowed
+from app.pictures import AskedPicture, Picture, check_count, check_pictures
+from app.settings import Settings
+
+
+class PictureIntake:
+    def __init__(self, settings: Settings, fetcher: MediaFetcher | None) -> None:
+        """Without a fetcher, picture URLs are off."""
+        self._settings = settings
+        self._fetcher = fetcher
+
+    async def take(self, asked: Sequence[AskedPicture]) -> list[Picture]:
+        """The pictures of a prompt, fetched and checked. Raises :class:`ApiError` for one that cannot be taken."""
+        [taken] = await self.take_each([asked])
+        if isinstance(taken, ApiError):
+            raise taken
+        return taken
+
+    async def take_each(self, prompts: Sequence[Sequence[AskedPicture]]) -> list[list[Picture] | ApiError]:
+        """The same for several prompts of one request; pictures of one that cannot be taken do not touch the others."""
+        allowance = Allowance(self._settings.max_body_bytes)
+        return await all_of(self._taken_or_error(asked, allowance) for asked in prompts)
+
+    async def _taken_or_error(self, asked: Sequence[AskedPicture], allowance: Allowance) -> list[Picture] | ApiError:
+        if not asked:
+            return []
+        try:
+            check_count(asked, self._settings)
+            pictures = await all_of(self._fetched(picture, allowance) for picture in asked)
+            await asyncio.to_thread(check_pictures, pictures, self._settings)
+        except ApiError as error:
+            return error
+        return pictures
+
+    async def _fetched(self, picture: AskedPicture, allowance: Allowance) -> Picture:
+        if isinstance(picture, Picture):
+            return picture
+        if self._fetcher is None:
+            raise not_allowed("Picture URLs are off on this server: send the picture itself.", picture.field)
+        return Picture(await self._fetcher.fetch(picture, allowance), picture.field)

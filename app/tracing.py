@@ -1,0 +1,166 @@
+"""Traces, where a collector is named: when a request did what, and never what it said.
+
+A request is a span; ``intake``, until the worker is asked, and ``generate`` are its children. The worker's own spans
+hang below ``generate`` (:attr:`protocol.messages.Submit.trace_parent`). Without ``--otlp_endpoint`` none of this runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.middleware.access import METHODS, PROBES
+from protocol.messages import Delta, EndDelta, Outcome, Submit
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+SERVICE = "multimodal-gateway"
+CLOSE_SECONDS = 3.0
+"""For the last spans to leave."""
+NEEDED = "--otlp_endpoint needs OpenTelemetry's packages: install nemo-multimodal-serving[tracing]."
+
+
+def installed() -> bool:
+    """Whether the packages are there; :data:`NEEDED` says which."""
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc.trace_exporter") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@dataclass
+class _Request:
+    """A request on its way, as a parent of spans."""
+
+    context: Context
+    began: int
+    taken_in: bool = False
+
+
+_request: ContextVar[_Request | None] = ContextVar("request", default=None)
+
+
+class Tracing:
+    """Makes spans and sends them over OTLP/gRPC in the background; OpenTelemetry's own ``OTEL_*`` variables apply."""
+
+    def __init__(self, endpoint: str) -> None:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        service = os.environ.get("OTEL_SERVICE_NAME", SERVICE)
+        resource = Resource.create({"service.name": service, "host.name": socket.gethostname()})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+        self._tracer = self._provider.get_tracer("app")
+        self._propagator = TraceContextTextMapPropagator()
+
+    def close(self) -> None:
+        """Sends what is left; a collector that is away does not hold us up."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+
+    def request_span(self, scope: Scope) -> Span:
+        """The span of a request, below the caller's own if it sent one in ``traceparent``."""
+        from opentelemetry.trace import SpanKind
+
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+        attributes = {"http.request.method": method, "multimodal.request_id": scope["state"]["request_id"]}
+        caller = self._propagator.extract(Headers(scope=scope))
+        return self._tracer.start_span(method, context=caller, kind=SpanKind.SERVER, attributes=attributes)
+
+    async def generation(
+        self, submit: Submit, generate: Callable[[Submit], AsyncGenerator[Delta, None]]
+    ) -> AsyncGenerator[Delta, None]:
+        """What ``generate`` yields, in a span of its own."""
+        from opentelemetry.trace import SpanKind, set_span_in_context
+
+        request = _request.get()
+        if request is not None and not request.taken_in:
+            request.taken_in = True
+            self._tracer.start_span("intake", context=request.context, start_time=request.began).end()
+        span = self._tracer.start_span(
+            "generate",
+            context=None if request is None else request.context,
+            kind=SpanKind.CLIENT,
+            attributes={"gen_ai.request.model": submit.model, "multimodal.pictures": len(submit.pictures)},
+        )
+        headers: dict[str, str] = {}
+        self._propagator.inject(headers, set_span_in_context(span))
+        try:
+            async with aclosing(generate(replace(submit, trace_parent=headers["traceparent"]))) as deltas:
+                begun = False
+                async for delta in deltas:
+                    if isinstance(delta, EndDelta):
+                        _note_end(span, delta)
+                    elif not begun:
+                        begun = True
+                        del submit  # nobody needs its pictures any more
+                        span.add_event("first token")
+                    yield delta
+        finally:
+            span.end()
+
+
+def _note_end(span: Span, end: EndDelta) -> None:
+    from opentelemetry.trace import StatusCode
+
+    span.set_attribute("multimodal.outcome", end.outcome.value)
+    if end.usage is not None:
+        span.set_attribute("gen_ai.usage.input_tokens", end.usage.prompt_tokens)
+        span.set_attribute("gen_ai.usage.output_tokens", end.usage.completion_tokens)
+    if end.error is not None:
+        span.set_attribute("error.type", end.error.code.value)
+    if end.outcome is Outcome.FAILED:
+        span.set_status(StatusCode.ERROR)
+
+
+class Traced:
+    """Middleware: each request is a span, those of probes excepted."""
+
+    def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
+        self._app = app
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        from opentelemetry.trace import StatusCode, format_trace_id, set_span_in_context
+
+        span = self._tracing.request_span(scope)
+        scope["state"]["trace_id"] = format_trace_id(span.get_span_context().trace_id)
+
+        async def send_and_note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                span.set_attribute("http.response.status_code", message["status"])
+                if message["status"] >= 500:
+                    span.set_status(StatusCode.ERROR)
+            await send(message)
+
+        token = _request.set(_Request(set_span_in_context(span), time.time_ns()))
+        try:
+            await self._app(scope, receive, send_and_note)
+        finally:
+            _request.reset(token)
+            if route := getattr(scope.get("route"), "path", None):
+                span.update_name(f"{scope['method']} {route}")
+                span.set_attribute("http.route", route)
+            span.end()

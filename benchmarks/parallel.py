@@ -1,0 +1,189 @@
+"""One model over several ranks beside one rank: the same logits, and the time of a decode step.
+
+    python -m benchmarks.parallel                  # two GPUs: shapes of 3B and 7B, random weights, bfloat16
+    python -m benchmarks.parallel --shapes tiny --device cpu --context 64 --steps 5
+
+For each shape the first 32 greedy tokens of a single rank are forced on TP 2 and PP 2, whose logits must be within
+2 % (root mean square, relative to the logits' own) in bfloat16 and 0.01 % in float32. Exits with 1 where they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from protocol.messages import SamplingParameters
+from triton_worker.engine.engine import Engine
+from triton_worker.engine.limits import EngineLimits
+from triton_worker.engine.messages import Generate
+from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig, TextConfig, VisionConfig
+from triton_worker.models.qwen2_5_vl.model import Qwen25VL
+from triton_worker.models.qwen2_5_vl.weights_huggingface import fill_from_huggingface
+from triton_worker.models.weights import WeightFiller
+from triton_worker.parallel import Layout, Ranks, connect
+
+LAYOUTS = {"TP 1": Layout(1, 1), "TP 2": Layout(2, 1), "PP 2": Layout(1, 2)}
+BATCHES = (1, 64)
+FORCED_TOKENS = 32
+TOLERANCE = {"bfloat16": 0.02, "float32": 0.0001}
+
+_VISION = VisionConfig(32, 1280, 16, 3420, (7, 15, 23, 31))
+_SMALL_VISION = VisionConfig(2, 64, 4, 96, (1,))
+SHAPES = {
+    "3B": Qwen25VLConfig(
+        TextConfig(36, 2048, 16, 2, 128, 11008, 151936, 1e-6, 1e6, (16, 24, 24), tied_embeddings=True), _VISION
+    ),
+    "7B": Qwen25VLConfig(
+        TextConfig(28, 3584, 28, 4, 128, 18944, 152064, 1e-6, 1e6, (16, 24, 24), tied_embeddings=False), _VISION
+    ),
+    "tiny": Qwen25VLConfig(
+        TextConfig(4, 512, 4, 2, 128, 1024, 1000, 1e-6, 1e6, (16, 24, 24), tied_embeddings=True), _SMALL_VISION
+    ),
+}
+
+
+class RandomWeights(WeightFiller):
+    """Weights that depend on their names alone, cut for the rank as a checkpoint's are."""
+
+    def __init__(self, model: Qwen25VL) -> None:
+        self._device, self._dtype = model.device, model.dtype
+        super().__init__(model, _NoTensors(), None)  # type: ignore[arg-type]
+
+    def read(self, name: str, *shape: int, rows: range | None = None, columns: range | None = None) -> Tensor:
+        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
+        whole = torch.randn(shape, generator=generator, device=self._device, dtype=self._dtype)
+        whole = whole * 0.1 + (1.0 if "norm" in name else 0.0) if len(shape) == 1 else whole / whole[0].numel() ** 0.5
+        whole = whole if rows is None else whole[rows.start : rows.stop]
+        return whole if columns is None else whole[:, columns.start : columns.stop]
+
+
+class _NoTensors:
+    names = ()
+
+
+class CausalAttention:
+    """Of one sequence, all of it at once."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+
+
+def run_rank(rank: int, meeting_file: str, layout: Layout, options: argparse.Namespace, forced: list[int]) -> None:
+    """One rank of one layout; rank 0 leaves the tokens and the times, the one that samples leaves the logits."""
+    device = torch.device("cpu") if options.device == "cpu" else torch.device("cuda", rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(1)
+    ranks = Ranks() if layout.count == 1 else connect(layout, rank, meeting_file, device)
+    config: Qwen25VLConfig = SHAPES[options.shape]
+    model = Qwen25VL(config, ranks, dtype=getattr(torch, options.dtype), device=device)
+    fill_from_huggingface(RandomWeights(model), config, model.shard, ranks)
+    ranks.wait_until_loaded()
+    limits = EngineLimits(max_sequences=max(BATCHES), context_length=options.context + 512, max_prefill_tokens=8192)
+    engine = Engine(model, config.text.vocab_size - 1, options.context + 512, limits)
+    prompt = list(range(1, 65))
+    tokens = forced or [token for [token] in generate(engine, [prompt], FORCED_TOKENS)]
+    logits = teacher_forced(model, prompt, tokens)
+    times = {batch: decode_seconds(engine, batch, options) for batch in BATCHES}
+    if ranks.samples:
+        torch.save(logits, f"{meeting_file}.logits")
+    if rank == 0:
+        torch.save({"tokens": tokens, "times": times}, f"{meeting_file}.result")
+    ranks.leave_together()
+
+
+def generate(engine: Engine, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """The tokens of each of ``count`` steps after the prompts have been read, greedily; in order of the prompts."""
+    for number, prompt in enumerate(prompts):
+        greedy = SamplingParameters(temperature=0.0)
+        engine.add(Generate(str(number), tuple(prompt), (), greedy, count, 0, frozenset()))
+    steps = []
+    while engine.has_work:
+        steps.append([token.token_id for token in engine.step().tokens])
+    return [tokens for tokens in steps if tokens]
+
+
+@torch.inference_mode()
+def teacher_forced(model: Qwen25VL, prompt: list[int], tokens: list[int]) -> Tensor | None:
+    """Logits, float32 on the CPU, of the places where ``tokens`` were chosen."""
+    token_ids = torch.tensor(prompt + tokens[:-1], device=model.device)
+    positions = torch.arange(len(token_ids), device=model.device).expand(3, -1)
+    hidden = model.forward(model.embed_tokens(token_ids), positions, CausalAttention())
+    return model.logits(hidden[len(prompt) - 1 :]).float().cpu() if model.ranks.is_last_stage else None
+
+
+def decode_seconds(engine: Engine, batch: int, options: argparse.Namespace) -> float:
+    """Seconds of one decode step with ``batch`` sequences of the context asked for."""
+    prompt = [1 + token % 500 for token in range(options.context)]
+    for number in range(batch):
+        engine.add(Generate(str(number), tuple(prompt), (), SamplingParameters(temperature=0.0), 512, 0, frozenset()))
+    while len(engine.step().tokens) < batch:
+        pass
+    for _ in range(10):  # the first decode steps are slower
+        engine.step()
+    began = time.perf_counter()
+    for _ in range(options.steps):
+        engine.step()
+    seconds: float = (time.perf_counter() - began) / options.steps
+    for number in range(batch):
+        engine.abort(str(number))
+    return seconds
+
+
+def run_layout(layout: Layout, options: argparse.Namespace, forced: list[int]) -> tuple[dict[str, Any], Tensor]:
+    """What all ranks of a layout left."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as directory:
+        meeting = str(Path(directory) / "ranks")
+        arguments = [(rank, meeting, layout, options, forced) for rank in range(layout.count)]
+        processes = [context.Process(target=run_rank, args=each) for each in arguments]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            sys.exit("error: a rank failed; the lines above say where.")
+        return torch.load(f"{meeting}.result"), torch.load(f"{meeting}.logits")
+
+
+def main() -> None:
+    """Print a line for each shape and layout."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["3B", "7B"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--context", type=int, default=1024, help="tokens before the measured decode steps")
+    parser.add_argument("--steps", type=int, default=100, help="decode steps measured")
+    options = parser.parse_args()
+    options.dtype = "float32" if options.device == "cpu" else "bfloat16"
+    print("| shape | layout | logits differ by | same greedy token | decode step, 1 request | 64 requests |")
+    print("|---|---|---|---|---|---|")
+    failed = False
+    for shape in options.shapes:
+        options.shape = shape
+        expected, forced = torch.empty(0), list[int]()
+        for name, layout in LAYOUTS.items():
+            result, logits = run_layout(layout, options, forced)
+            expected, forced = (logits, result["tokens"]) if not forced else (expected, forced)
+            difference = float((logits - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+            same = int((logits.argmax(-1) == expected.argmax(-1)).sum())
+            times = " | ".join(f"{result['times'][batch] * 1e3:.2f} ms" for batch in BATCHES)
+            told = f"{difference:.4%} | {same} of {FORCED_TOKENS}"
+            print(f"| {shape} | {name} | {told} | {times} |", flush=True)
+            failed |= difference > TOLERANCE[options.dtype]
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""How much memory there is for the KV cache."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from protocol.messages import SamplingParameters
+from triton_worker.engine.kv_cache import blocks_for
+from triton_worker.engine.limits import EngineLimits
+from triton_worker.engine.messages import Generate, Picture
+from triton_worker.engine.picture_encoder import PictureEncoder
+from triton_worker.engine.runner import ModelRunner
+from triton_worker.engine.scheduler import Chunk
+from triton_worker.engine.sequence import PictureSpan, Sequence
+from triton_worker.models.interface import MultimodalModel
+
+
+def picture_cache_bytes(device: torch.device, limits: EngineLimits) -> int:
+    """Bytes of picture embeddings to keep."""
+    if limits.picture_cache_bytes is not None:
+        return limits.picture_cache_bytes
+    return 2**30 if device.type == "cuda" else 2**28
+
+
+def kv_cache_bytes(model: MultimodalModel, image_token_id: int, context_length: int, limits: EngineLimits) -> int:
+    """Bytes that the KV cache may take; may be negative where nothing is left."""
+    if model.device.type != "cuda":
+        return limits.cpu_kv_cache_bytes
+    step_bytes = _measure_largest_step(model, image_token_id, context_length, limits)
+    free_bytes, _ = torch.cuda.mem_get_info(model.device)
+    return left_for_kv_cache(
+        free_bytes, limits.gpu_memory_fraction, step_bytes, picture_cache_bytes(model.device, limits)
+    )
+
+
+def left_for_kv_cache(free_bytes: int, fraction: float, step_bytes: int, picture_cache_bytes: int) -> int:
+    """What a step computes with and the picture cache come first, out of the part of the memory that is ours."""
+    return int(free_bytes * fraction) - step_bytes - picture_cache_bytes
+
+
+def _measure_largest_step(
+    model: MultimodalModel, image_token_id: int, context_length: int, limits: EngineLimits
+) -> int:
+    """Bytes that the largest step takes beside weights and caches; what it took is free again."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_reserved(model.device)
+    run_largest_step(model, image_token_id, context_length, limits)
+    torch.cuda.synchronize(model.device)
+    peak = torch.cuda.max_memory_reserved(model.device) - before  # what the allocator cannot use again included
+    torch.cuda.empty_cache()
+    return peak
+
+
+def run_largest_step(model: MultimodalModel, image_token_id: int, context_length: int, limits: EngineLimits) -> None:
+    """Compute what needs most memory in a step: pictures, prefill and logits of as many tokens as may come together.
+
+    All sequences write into the same KV block, so that no cache is needed; the numbers mean nothing.
+    """
+    encoder = PictureEncoder(model, 0, limits.max_prefill_tokens + limits.max_picture_tokens)
+    runner = ModelRunner(model, image_token_id, 1, encoder)
+    prompt_tokens = min(limits.max_prefill_tokens, context_length)
+    prefill = _sequence(context_length, _largest_pictures(model.picture_unit, limits)[:prompt_tokens])
+    chunks = [Chunk(prefill, context_length - prompt_tokens, context_length)]
+    chunks += [Chunk(_sequence(1, []), 0, 1) for _ in range(limits.max_sequences - 1)]
+    runner.run(chunks)
+
+
+def _largest_pictures(unit: int, limits: EngineLimits) -> list[Picture]:
+    """As many of the largest pictures as have all the tokens that the tower may be given at once."""
+    rows = max(1, math.isqrt(limits.max_picture_tokens))
+    columns = max(1, limits.max_picture_tokens // rows)
+    count = -(-limits.max_prefill_tokens // (rows * columns))
+    pixels = np.zeros((rows * unit, columns * unit, 3), np.uint8)
+    return [Picture(pixels, digest=place.to_bytes(8, "big")) for place in range(count)]
+
+
+def _sequence(tokens: int, pictures: list[Picture]) -> Sequence:
+    """Tokens of the first block, read and written over and over; one of them stands for each picture."""
+    request = Generate(
+        request_id="largest",
+        prompt_token_ids=(0,) * tokens,
+        pictures=tuple(pictures),
+        sampling=SamplingParameters(temperature=1.0, top_p=0.9),
+        max_tokens=1,
+        seed=0,
+        stop_token_ids=frozenset(),
+    )
+    spans = tuple(
+        PictureSpan(tokens - place - 1, tokens - place, picture) for place, picture in enumerate(request.pictures)
+    )
+    positions = torch.arange(tokens).expand(3, -1)
+    return Sequence(request, positions, tokens, spans, blocks=[0] * blocks_for(tokens))
