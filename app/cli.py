@@ -20,6 +20,7 @@ from app.application import create_app
 from app.connection import Config, Patience
 from app.log import configure_logging
 from app.media.fetcher import Network
+from app.open_files import raise_open_file_limit
 from app.settings import Settings, UnusableSetting
 from app.supervisor import Supervisor
 from app.tls import tls_options
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def serve(settings: Settings, listener: socket.socket, serves: Connection | None = None) -> None:
     """Serves until a signal ends it; ``serves`` is told when that begins. Exits with a sentence if it cannot."""
     configure_logging(settings.log_level)
+    raise_open_file_limit(settings)
     try:
         server = build_server(settings, serves)
     except UnusableSetting as error:

@@ -9,6 +9,7 @@ import sys
 import threading
 
 from triton_worker.serving.flags import parse_worker_flags
+from triton_worker.serving.open_files import raise_open_file_limit
 
 
 def main() -> None:
@@ -20,6 +21,7 @@ def main() -> None:
     )
     for noisy in ("pytriton", "sh", "grpc"):
         logging.getLogger(noisy).setLevel(logging.DEBUG if settings.debug else logging.WARNING)
+    raise_open_file_limit()
     stop_asked = threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: stop_asked.set())
