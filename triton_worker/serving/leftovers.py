@@ -59,7 +59,7 @@ class RunDirectory:
         os.environ[RUN_VARIABLE] = str(self.path)
         self._environments_before = _python_environments()
         self._traces: set[Path] = set()
-        self._visible: set[Path] = set()
+        self._visible: set[str] = set()
 
     @property
     def workspace(self) -> Path:
@@ -69,9 +69,9 @@ class RunDirectory:
     def note_traces(self) -> None:
         """Write down what this process and its children hold outside the directory now, for a successor.
 
-        Cheap when there is nothing new: it can be called often.
+        Cheap when there is nothing new that could be ours, however much comes and goes in /tmp: it can be called often.
         """
-        visible = {*_SHARED_MEMORY.iterdir(), *_TEMPORARY.iterdir()}
+        visible = {*os.listdir(_SHARED_MEMORY), *filter(_may_be_ours, os.listdir(_TEMPORARY))}
         if visible == self._visible:
             return
         self._visible = visible
@@ -164,6 +164,11 @@ def _model_folders(process: psutil.Process) -> set[Path]:
         folders = {path.parents[1] for path in arguments if path.name == "model.py" and len(path.parents) > 2}
         return {path for path in folders if path.parent == _TEMPORARY and path.name.startswith("folder")}
     return set()
+
+
+def _may_be_ours(name: str) -> bool:
+    """Whether something of this name in /tmp may be Triton's."""
+    return name.startswith(("folder", "python_env_"))
 
 
 def _python_environments() -> set[Path]:
