@@ -22,6 +22,7 @@ from datetime import date
 import numpy as np
 import torch
 
+from benchmarks.figures import ms, percentile
 from benchmarks.limits import Limits, timed
 from benchmarks.shapes import SHAPES, build, build_huggingface
 from protocol.messages import SamplingParameters
@@ -181,12 +182,12 @@ def rows(bench: Bench) -> Iterator[tuple[str, str, str]]:
     yield "process start to ready, imports left out", f"{bench.ready_seconds:.1f} s", ""
     for batch in options.batches:
         limit = limits.decode_step(batch, options.context)
-        yield f"decode step, batch {batch}, context {options.context}", _ms(bench.decode_step(batch)), _ms(limit)
+        yield f"decode step, batch {batch}, context {options.context}", ms(bench.decode_step(batch)), ms(limit)
     new, again = bench.alone()
     tokens = (bench.picture_tokens, bench.prompt_tokens)
-    yield "one request, a new picture: first token", _median(new.first), _ms(limits.first_token(*tokens))
+    yield "one request, a new picture: first token", _median(new.first), ms(limits.first_token(*tokens))
     yield "one request, the same picture again: first token", _median(again.first), ""
-    yield "one request: one token", _median(new.between), _ms(limits.decode_step(1, bench.prompt_tokens))
+    yield "one request: one token", _median(new.between), ms(limits.decode_step(1, bench.prompt_tokens))
     for in_flight in options.in_flight:
         count = in_flight * options.rounds
         seconds, latencies = bench.closed_loop(in_flight, count)
@@ -199,20 +200,16 @@ def rows(bench: Bench) -> Iterator[tuple[str, str, str]]:
         yield f"{name}: one token, p50 / p95", _p50_p95(latencies.between), ""
     if options.huggingface:
         first, between = huggingface(bench)
-        yield "Hugging Face generate, one request: first token", _ms(first), _ms(limits.first_token(*tokens))
-        yield "Hugging Face generate, one request: one token", _ms(between), ""
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:,.2f} ms"
+        yield "Hugging Face generate, one request: first token", ms(first), ms(limits.first_token(*tokens))
+        yield "Hugging Face generate, one request: one token", ms(between), ""
 
 
 def _median(seconds: list[float]) -> str:
-    return _ms(statistics.median(seconds))
+    return ms(statistics.median(seconds))
 
 
 def _p50_p95(seconds: list[float]) -> str:
-    return " / ".join(_ms(float(np.percentile(seconds, percent))) for percent in (50, 95))
+    return " / ".join(ms(percentile(seconds, percent)) for percent in (50, 95))
 
 
 def _numbers(text: str) -> list[int]:

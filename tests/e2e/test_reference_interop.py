@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.reference_release import ReleaseMissing, installed_release
 from tests.e2e.deployment import MODEL, ROOT, Deployment, picture
 from tests.e2e.reference_wire import ask
 
-RELEASE = ROOT / ".interop" / "nemo-export-deploy-0.3.1"
-PACKAGES = ["nemo-export-deploy==0.3.1", "requests", "certifi", "charset-normalizer", "idna", "urllib3"]
 TOKENIZER = ROOT / "tests" / "fixtures" / "hf-qwen25vl-tiny"
 QUESTION = "What is this?"
 
@@ -30,25 +29,10 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def release() -> Path:
-    complete = RELEASE / ".complete"
-    if not complete.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--upgrade",
-            "--target",
-            str(RELEASE),
-        ]
-        done = subprocess.run([*command, *PACKAGES], capture_output=True, text=True)
-        if done.returncode != 0:
-            reason = (done.stderr.splitlines() or ["pip said nothing"])[-1]
-            pytest.skip(f"nemo-export-deploy 0.3.1 cannot be downloaded: {reason}")
-        complete.touch()
-    return RELEASE
+    try:
+        return installed_release()
+    except ReleaseMissing as missing:
+        pytest.skip(str(missing))
 
 
 def reference(release: Path, code: str, *arguments: str, **environment: str) -> Any:

@@ -1,0 +1,72 @@
+"""A closed loop of requests, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from benchmarks.figures import percentile
+from benchmarks.load import closed_loop
+
+Result = TypeVar("Result", covariant=True)
+
+
+class Timing(Protocol):
+    """When the tokens of one request came."""
+
+    completion_tokens: int
+
+    @property
+    def first_seconds(self) -> float:
+        """Time to first token."""
+
+    @property
+    def token_seconds(self) -> float:
+        """Mean time between two tokens."""
+
+
+@dataclass(frozen=True)
+class Loop(Generic[Result]):
+    """So many callers, each with one request in flight, until all requests are answered."""
+
+    seconds: float
+    results: Sequence[Result]
+    cpu_seconds: Mapping[str, float]
+    """Of all requests together, by part."""
+
+    @property
+    def requests_per_second(self) -> float:
+        """Answered requests."""
+        return len(self.results) / self.seconds
+
+    def cpu(self, part: str) -> float:
+        """CPU seconds a request."""
+        return self.cpu_seconds[part] / len(self.results)
+
+
+async def measure(
+    asks: Sequence[Callable[[], Awaitable[Result]]],
+    in_flight: int,
+    cpu_seconds: Callable[[], Mapping[str, float]] = dict,
+) -> Loop[Result]:
+    """Run the loop once."""
+    before = cpu_seconds()
+    results, seconds = await closed_loop(asks, in_flight)
+    after = cpu_seconds()
+    return Loop(seconds, results, {part: after[part] - before[part] for part in after})
+
+
+def tokens_per_second(loop: Loop[Timing]) -> float:
+    """Generated tokens of all requests."""
+    return sum(timing.completion_tokens for timing in loop.results) / loop.seconds
+
+
+def first_token(loop: Loop[Timing], percent: float) -> float:
+    """A percentile of the seconds to the first token."""
+    return percentile([timing.first_seconds for timing in loop.results], percent)
+
+
+def one_token(loop: Loop[Timing], percent: float) -> float:
+    """A percentile of the seconds between two tokens of a request, which are a mean over the request."""
+    return percentile([timing.token_seconds for timing in loop.results], percent)
