@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache
-from triton_worker.models.qwen2_5_vl.model import Qwen25VL
+from triton_worker.models.qwen_vl.model import QwenVL
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -25,7 +25,7 @@ def timed(action: Callable[[], object]) -> float:
 class Limits:
     """Measured now, on the model's device and in its dtype."""
 
-    def __init__(self, model: Qwen25VL) -> None:
+    def __init__(self, model: QwenVL) -> None:
         self._model = model
         large = model.device.type == "cuda"
         source = torch.empty(2**30 if large else 2**26, dtype=torch.uint8, device=model.device)

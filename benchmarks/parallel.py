@@ -26,9 +26,10 @@ from protocol.messages import SamplingParameters
 from triton_worker.engine.engine import Engine
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import Generate
-from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig, TextConfig, VisionConfig
-from triton_worker.models.qwen2_5_vl.model import Qwen25VL
-from triton_worker.models.qwen2_5_vl.weights_huggingface import fill_from_huggingface
+from triton_worker.models.decoder.config import DecoderConfig
+from triton_worker.models.interface import MultimodalModel
+from triton_worker.models.qwen2_5_vl import build_model, fill_weights
+from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig, VisionConfig
 from triton_worker.models.weights import WeightFiller
 from triton_worker.parallel import Layout, Ranks, connect
 
@@ -37,25 +38,46 @@ BATCHES = (1, 64)
 FORCED_TOKENS = 32
 TOLERANCE = {"bfloat16": 0.02, "float32": 0.0001}
 
-_VISION = VisionConfig(32, 1280, 16, 3420, (7, 15, 23, 31))
-_SMALL_VISION = VisionConfig(2, 64, 4, 96, (1,))
+
+def _shape(
+    layers: int, hidden: int, heads: int, kv_heads: int, inner: int, vocabulary: int, tied: bool
+) -> Qwen25VLConfig:
+    small = hidden < 1000
+    text = DecoderConfig(
+        num_layers=layers,
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=128,
+        intermediate_size=inner,
+        vocab_size=vocabulary,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        rope_sections=(16, 24, 24),
+        tied_embeddings=tied,
+        qkv_bias=True,
+    )
+    vision = VisionConfig(
+        num_layers=2 if small else 32,
+        hidden_size=64 if small else 1280,
+        num_heads=4 if small else 16,
+        intermediate_size=96 if small else 3420,
+        full_attention_layers=(1,) if small else (7, 15, 23, 31),
+    )
+    return Qwen25VLConfig(text, vision)
+
+
 SHAPES = {
-    "3B": Qwen25VLConfig(
-        TextConfig(36, 2048, 16, 2, 128, 11008, 151936, 1e-6, 1e6, (16, 24, 24), tied_embeddings=True), _VISION
-    ),
-    "7B": Qwen25VLConfig(
-        TextConfig(28, 3584, 28, 4, 128, 18944, 152064, 1e-6, 1e6, (16, 24, 24), tied_embeddings=False), _VISION
-    ),
-    "tiny": Qwen25VLConfig(
-        TextConfig(4, 512, 4, 2, 128, 1024, 1000, 1e-6, 1e6, (16, 24, 24), tied_embeddings=True), _SMALL_VISION
-    ),
+    "3B": _shape(36, 2048, 16, 2, 11008, 151936, tied=True),
+    "7B": _shape(28, 3584, 28, 4, 18944, 152064, tied=False),
+    "tiny": _shape(4, 512, 4, 2, 1024, 1000, tied=True),
 }
 
 
 class RandomWeights(WeightFiller):
     """Weights that depend on their names alone, cut for the rank as a checkpoint's are."""
 
-    def __init__(self, model: Qwen25VL) -> None:
+    def __init__(self, model: Any) -> None:
         self._device, self._dtype = model.device, model.dtype
         super().__init__(model, _NoTensors(), None)  # type: ignore[arg-type]
 
@@ -88,10 +110,15 @@ def run_rank(rank: int, meeting_file: str, layout: Layout, options: argparse.Nam
         torch.set_num_threads(1)
     ranks = Ranks() if layout.count == 1 else connect(layout, rank, meeting_file, device)
     config: Qwen25VLConfig = SHAPES[options.shape]
-    model = Qwen25VL(config, ranks, dtype=getattr(torch, options.dtype), device=device)
-    fill_from_huggingface(RandomWeights(model), config, model.shard, ranks)
+    model = build_model(config, ranks, dtype=getattr(torch, options.dtype), device=device)
+    fill_weights(RandomWeights(model), "huggingface", model)
     ranks.wait_until_loaded()
-    limits = EngineLimits(max_sequences=max(BATCHES), context_length=options.context + 512, max_prefill_tokens=8192)
+    limits = EngineLimits(
+        max_sequences=max(BATCHES),
+        context_length=options.context + 512,
+        max_prefill_tokens=8192,
+        prefix_cache=False,  # all prompts are the same, and shall not share their KV blocks
+    )
     engine = Engine(model, config.text.vocab_size - 1, options.context + 512, limits)
     prompt = list(range(1, 65))
     tokens = forced or [token for [token] in generate(engine, [prompt], FORCED_TOKENS)]
@@ -116,7 +143,7 @@ def generate(engine: Engine, prompts: list[list[int]], count: int) -> list[list[
 
 
 @torch.inference_mode()
-def teacher_forced(model: Qwen25VL, prompt: list[int], tokens: list[int]) -> Tensor | None:
+def teacher_forced(model: MultimodalModel, prompt: list[int], tokens: list[int]) -> Tensor | None:
     """Logits, float32 on the CPU, of the places where ``tokens`` were chosen."""
     token_ids = torch.tensor(prompt + tokens[:-1], device=model.device)
     positions = torch.arange(len(token_ids), device=model.device).expand(3, -1)

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 
 from triton_worker.checkpoint import open_checkpoint
-from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig, TextConfig, VisionConfig
-from triton_worker.models.qwen2_5_vl.model import Qwen25VL
-from triton_worker.models.registry import load_model
+from triton_worker.models.decoder.config import DecoderConfig
+from triton_worker.models.qwen2_5_vl import build_model
+from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig, VisionConfig
+from triton_worker.models.qwen_vl.model import QwenVL
+from triton_worker.models.registry import load_model, prompts_of
+from triton_worker.parallel import Ranks
 from triton_worker.processing.tokenizer import Tokenizer
 
 DEMO_CHECKPOINT = Path(__file__).parents[1] / "examples" / "demo_model" / "checkpoint"
@@ -22,7 +25,7 @@ _VISION = VisionConfig(
 def _published(
     layers: int, hidden: int, heads: int, kv_heads: int, inner: int, vocabulary: int, tied: bool
 ) -> Qwen25VLConfig:
-    text = TextConfig(
+    text = DecoderConfig(
         num_layers=layers,
         hidden_size=hidden,
         num_heads=heads,
@@ -32,8 +35,9 @@ def _published(
         vocab_size=vocabulary,
         norm_eps=1e-6,
         rope_theta=1e6,
-        mrope_section=(16, 24, 24),
+        rope_sections=(16, 24, 24),
         tied_embeddings=tied,
+        qkv_bias=True,
     )
     return Qwen25VLConfig(text, _VISION)
 
@@ -46,25 +50,25 @@ SHAPES = {
 _IMAGE_TOKEN = 151655
 
 
-def build(shape: str, dtype: torch.dtype, device: torch.device) -> tuple[Qwen25VL, int]:
+def build(shape: str, dtype: torch.dtype, device: torch.device) -> tuple[QwenVL, int]:
     """The model and its image token's id."""
     if shape == "demo":
         checkpoint = open_checkpoint(str(DEMO_CHECKPOINT))
         model = load_model(checkpoint, dtype, device)
-        assert isinstance(model, Qwen25VL)
-        return model, Tokenizer(checkpoint.tokenizer_directory).image_token_id
-    model = Qwen25VL(SHAPES[shape], dtype=dtype, device=device)
-    return _randomised(model), _IMAGE_TOKEN
+        assert isinstance(model, QwenVL)
+        return model, Tokenizer(checkpoint.tokenizer_directory, prompts_of(checkpoint.family).TOKENIZER).image_token_id
+    random = build_model(SHAPES[shape], Ranks(), dtype=dtype, device=device)
+    _randomise(random)
+    return random, _IMAGE_TOKEN
 
 
-def _randomised(model: Qwen25VL) -> Qwen25VL:
+def _randomise(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.02)
             else:
                 parameter.fill_(1.0)
-    return model
 
 
 def build_huggingface(config: Qwen25VLConfig, image_token: int, dtype: torch.dtype, device: torch.device) -> Any:
@@ -84,7 +88,7 @@ def build_huggingface(config: Qwen25VLConfig, image_token: int, dtype: torch.dty
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": text.rope_theta,
-                "mrope_section": list(text.mrope_section),
+                "mrope_section": list(text.rope_sections),
             },
             "max_position_embeddings": 32768,
             "bos_token_id": None,

@@ -17,8 +17,8 @@ from protocol.messages import ChatMessage, PicturePart, SamplingParameters, Subm
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.engine.engine import Engine
 from triton_worker.engine.limits import EngineLimits
-from triton_worker.models.registry import load_model, picture_unit
-from triton_worker.processing.pictures import PictureLimits, ResizeBounds
+from triton_worker.models.registry import load_model, prompts_of
+from triton_worker.processing.pictures import PictureLimits
 from triton_worker.processing.processor import Processor
 
 MAX_TOKENS = 96
@@ -40,7 +40,7 @@ def local_answerer(checkpoint_directory: Path) -> Answerer:
     checkpoint = open_checkpoint(checkpoint_directory)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(checkpoint, torch.float32, device)
-    processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), ResizeBounds())
+    processor = Processor(checkpoint, prompts_of(checkpoint.family).prompt_format(checkpoint), PictureLimits())
     image_token = processor.tokenizer.image_token_id
 
     def answer(questions: Sequence[Question]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocol.messages import PicturePart, SamplingParameters, Submit, TextPart
-from tests.app.conftest import GENERATE, Gateway, gateway_with, picture
+from tests.app.conftest import GENERATE, Gateway, gateway_with, picture, until
 from tests.app.scripted_worker import MODEL, ScriptedWorker
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -190,4 +190,4 @@ async def test_deadline_is_kept_even_if_the_worker_does_not(monkeypatch: pytest.
     async with gateway_with(deadline_seconds=0.1) as gateway:
         answer = await gateway.generate("hang")
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
-        assert gateway.worker.submits[-1].request_id in gateway.worker.cancelled
+        await until(lambda: gateway.worker.submits[-1].request_id in gateway.worker.cancelled)

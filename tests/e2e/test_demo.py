@@ -32,7 +32,8 @@ def test_the_readme_s_form_is_answered(demo: Deployment) -> None:
     assert answer["choices"] == [{"index": 0, "text": "A red circle.", "finish_reason": "stop"}]
     shown = re.search(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert shown is not None
-    assert json.loads(shown.group(1))["usage"] == answer["usage"]
+    cached = {"cached_tokens": answer["usage"]["cached_tokens"]}  # what other tests asked before
+    assert json.loads(shown.group(1))["usage"] | cached == answer["usage"]
 
 
 def test_the_readme_s_json_is_streamed(demo: Deployment) -> None:

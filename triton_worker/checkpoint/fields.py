@@ -42,6 +42,13 @@ class Fields:
             raise self.error(name, "a positive whole number was expected")
         return value
 
+    def signed_integer(self, name: str, default: int) -> int:
+        """Any whole number."""
+        value = self._value(name, default)
+        if type(value) is not int:
+            raise self.error(name, "a whole number was expected")
+        return value
+
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self._value(name, default)

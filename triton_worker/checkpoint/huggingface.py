@@ -18,7 +18,11 @@ from triton_worker.checkpoint.checkpoint import (
 )
 from triton_worker.checkpoint.errors import CheckpointError
 
-_FAMILIES = {"qwen2_5_vl": "qwen2_5_vl"}
+# config.json's model_type -> our name for the family.
+_FAMILIES = {"llava": "llava", "qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}
+
+# max_position_embeddings where config.json leaves it to the classes of transformers.
+_DEFAULT_SEQ_LENGTH = {"llava": 2048, "qwen2_vl": 32768, "qwen2_5_vl": 32768}
 
 # The format's names: safetensors README, "Format".
 _DTYPES = {
@@ -44,7 +48,7 @@ def open_huggingface_checkpoint(path: Path, tokenizer: Path | None) -> Checkpoin
         family=family,
         config=config,
         tokenizer_directory=tokenizer_directory,
-        seq_length=_seq_length(path / "config.json", config),
+        seq_length=_seq_length(path / "config.json", config, _DEFAULT_SEQ_LENGTH[family]),
         weights=SafetensorsReader(path),
         image_processor=read_image_processor(path),
     )
@@ -128,9 +132,9 @@ def _family(path: Path, config: Mapping[str, Any]) -> str:
     return _FAMILIES[model_type]
 
 
-def _seq_length(path: Path, config: Mapping[str, Any]) -> int:
+def _seq_length(path: Path, config: Mapping[str, Any], default: int) -> int:
     text = config.get("text_config")
-    length = {**config, **(text if isinstance(text, Mapping) else {})}.get("max_position_embeddings", 32768)
+    length = {**config, **(text if isinstance(text, Mapping) else {})}.get("max_position_embeddings", default)
     if type(length) is not int or length < 1:
         raise CheckpointError(f"{path}: max_position_embeddings is {length!r}; a positive number was expected.")
     return length

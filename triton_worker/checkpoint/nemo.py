@@ -18,7 +18,13 @@ from triton_worker.checkpoint.errors import CheckpointError
 
 # The class of the model and its model_version -> our name for the family. Other classes are refused by name.
 _QWEN2_VL_MODEL = "nemo.collections.vlm.qwen2vl.model.base.Qwen2VLModel"
-_FAMILIES = {(_QWEN2_VL_MODEL, "qwen25-vl"): "qwen2_5_vl"}
+_NEVA = "nemo.collections.vlm.neva.model"
+_FAMILIES = {
+    (_QWEN2_VL_MODEL, "qwen2-vl"): "qwen2_vl",
+    (_QWEN2_VL_MODEL, "qwen25-vl"): "qwen2_5_vl",
+    (f"{_NEVA}.llava.LlavaModel", None): "llava",
+    (f"{_NEVA}.base.NevaModel", None): "llava",
+}
 
 # seq_length of the language model where a context holds nothing but a preset's name (nemo.collections.llm).
 _DEFAULT_SEQ_LENGTH = 4096
@@ -65,12 +71,13 @@ def _check_directories(path: Path) -> None:
 
 def _family(path: Path, model: Mapping[str, Any]) -> str:
     target, version = model.get("_target_"), model.get("model_version")
-    if isinstance(version, str) and isinstance(target, str) and (target, version) in _FAMILIES:
-        return _FAMILIES[target, version]
+    for known, family in _FAMILIES.items():
+        if (target, version) == known:
+            return family
     named = f"{target} ({version})" if version else f"{target}"
+    served = ", ".join(f"{cls.rpartition('.')[2]} ({of})" if of else cls.rpartition(".")[2] for cls, of in _FAMILIES)
     raise CheckpointError(
-        f"{path / 'context' / 'io.json'} describes a model of class {named}; only Qwen2.5-VL "
-        f"({_QWEN2_VL_MODEL} with model_version 'qwen25-vl') can be served."
+        f"{path / 'context' / 'io.json'} describes a model of class {named}; classes that can be served: {served}."
     )
 
 

@@ -9,8 +9,9 @@ from triton_worker.checkpoint.checkpoint import Checkpoint
 
 _FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
+    "tokenizer.model",
     *("added_tokens.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json"),
-    "generation_config.json",
+    *("processor_config.json", "generation_config.json"),
 )
 
 

@@ -43,9 +43,16 @@ class Engine:
         """``trained_length`` is the context length of the checkpoint, ``grammars`` compiles for its tokenizer.
 
         Raises:
-            EngineError: the KV cache does not fit a single full context.
+            EngineError: the KV cache does not fit a single full context, or that does not fit a picture.
         """
         self.context_length = limits.context_length or trained_length
+        height, width = self._warm_up_size = model.picture_size or (2 * model.picture_unit, 2 * model.picture_unit)
+        self._warm_up_tokens = height * width // model.picture_unit**2
+        if self._warm_up_tokens + 2 > self.context_length:
+            raise EngineError(
+                f"A context of {self.context_length} tokens has no room for a picture, which takes "
+                f"{self._warm_up_tokens}: give a larger --max_model_len."
+            )
         total_blocks = _count_blocks(model, image_token_id, self.context_length, limits)
         self._pool = BlockPool(total_blocks)
         self._scheduler = Scheduler(self._pool, limits.max_sequences, limits.max_prefill_tokens, limits.prefix_cache)
@@ -55,7 +62,6 @@ class Engine:
         self._runner = ModelRunner(model, image_token_id, total_blocks, self._pictures, vocabulary_size)
         self._grammars = grammars
         self._ranks = model.ranks
-        self._picture_unit = model.picture_unit
         self._image_token_id = image_token_id
         self._steps = 0
         self._step_seconds = 0.0
@@ -150,12 +156,11 @@ class Engine:
 
     def warm_up(self) -> None:
         """Generate two tokens from a picture, so that being ready means that the whole way works."""
-        unit = self._picture_unit
-        picture = np.zeros((2 * unit, 2 * unit, 3), dtype=np.uint8)
+        picture = np.zeros((*self._warm_up_size, 3), dtype=np.uint8)
         self.add(
             Generate(
                 request_id="warm-up",
-                prompt_token_ids=(self._image_token_id,) * 4 + (0,),
+                prompt_token_ids=(self._image_token_id,) * self._warm_up_tokens + (0,),
                 pictures=(Picture.of(picture),),
                 sampling=SamplingParameters(temperature=1.0),
                 max_tokens=2,

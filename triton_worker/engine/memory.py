@@ -63,18 +63,20 @@ def run_largest_step(model: MultimodalModel, image_token_id: int, context_length
     encoder = PictureEncoder(model, 0, limits.max_prefill_tokens + limits.max_picture_tokens)
     runner = ModelRunner(model, image_token_id, 1, encoder)
     prompt_tokens = min(limits.max_prefill_tokens, context_length)
-    prefill = _sequence(context_length, _largest_pictures(model.picture_unit, limits)[:prompt_tokens])
+    prefill = _sequence(context_length, _largest_pictures(model, limits)[:prompt_tokens])
     chunks = [Chunk(prefill, context_length - prompt_tokens, context_length)]
     chunks += [Chunk(_sequence(1, []), 0, 1) for _ in range(limits.max_sequences - 1)]
     runner.run(chunks)
 
 
-def _largest_pictures(unit: int, limits: EngineLimits) -> list[Picture]:
+def _largest_pictures(model: MultimodalModel, limits: EngineLimits) -> list[Picture]:
     """As many of the largest pictures as have all the tokens that the tower may be given at once."""
+    unit = model.picture_unit
     rows = max(1, math.isqrt(limits.max_picture_tokens))
     columns = max(1, limits.max_picture_tokens // rows)
-    count = -(-limits.max_prefill_tokens // (rows * columns))
-    pixels = np.zeros((rows * unit, columns * unit, 3), np.uint8)
+    height, width = model.picture_size or (rows * unit, columns * unit)
+    count = -(-limits.max_prefill_tokens * unit**2 // (height * width))
+    pixels = np.zeros((height, width, 3), np.uint8)
     return [Picture(pixels, digest=place.to_bytes(8, "big")) for place in range(count)]
 
 

@@ -35,7 +35,7 @@ from triton_worker.engine.messages import (
     StepOutput,
     ToEngine,
 )
-from triton_worker.models.registry import UnknownModelFamily, load_model
+from triton_worker.models.registry import UnknownModelFamily, load_model, prompts_of
 from triton_worker.parallel import EXCHANGE_SECONDS, Layout, ParallelismError, Ranks, RanksLost, connect
 from triton_worker.parallel.torchrun import Torchrun
 from triton_worker.processing.tokenizer import Tokenizer
@@ -125,7 +125,7 @@ def _build(settings: EngineSettings, place: RankPlace, say: Say) -> tuple[Engine
     dtype: torch.dtype = getattr(torch, settings.dtype)
     model = load_model(checkpoint, dtype, device, _progress_teller(say), ranks)
     ranks.wait_until_loaded()
-    tokenizer = Tokenizer(checkpoint.tokenizer_directory)
+    tokenizer = Tokenizer(checkpoint.tokenizer_directory, prompts_of(checkpoint.family).TOKENIZER)
     grammars = GrammarCompiler(tokenizer.to_json(), tokenizer.size, tokenizer.end_token_ids, torch.get_num_threads())
     engine = Engine(model, settings.image_token_id, checkpoint.seq_length, settings.limits, grammars)
     engine.warm_up()

@@ -63,6 +63,11 @@ class MultimodalModel(Protocol):
         ...
 
     @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """Height and width of every picture, where the model takes only one size."""
+        ...
+
+    @property
     def dtype(self) -> torch.dtype: ...
     @property
     def device(self) -> torch.device: ...
@@ -74,9 +79,9 @@ class MultimodalModel(Protocol):
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         """Encode pictures of any sizes in one batch without padding.
 
-        Each picture is uint8 [height, width, 3] (RGB), height and width multiples of `picture_unit`. Each result is
-        [rows * columns of units, hidden_size], row after row. Raises ValueError for any other picture. On a stage that
-        is not the first the results are zeros that take no memory.
+        Each picture is uint8 [height, width, 3] (RGB), height and width multiples of `picture_unit`, or `picture_size`
+        where there is one. Each result is [rows * columns of units, hidden_size], row after row. Raises ValueError for
+        any other picture. On a stage that is not the first the results are zeros that take no memory.
         """
         ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -116,3 +118,43 @@ class GatedMLP(nn.Module):
         gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
         product: Tensor = self.down_proj(functional.silu(gate) * up)
         return product
+
+
+class LayerNorm(nn.Module):
+    """Shifts and scales each vector to mean 0 and variance 1, then by a learnt weight and bias."""
+
+    def __init__(self, size: int, eps: float, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.weight = empty_parameter(size, dtype=dtype, device=device)
+        self.bias = empty_parameter(size, dtype=dtype, device=device)
+        self._shape, self._eps = (size,), eps
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return functional.layer_norm(inputs, self._shape, self.weight, self.bias, self._eps)
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))), both with a bias."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Callable[[Tensor], Tensor],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self._activation = activation
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=True, dtype=dtype, device=device)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=True, dtype=dtype, device=device)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        result: Tensor = self.down_proj(self._activation(self.up_proj(hidden)))
+        return result
+
+
+def quick_gelu(inputs: Tensor) -> Tensor:
+    """OpenAI CLIP's approximation of the GELU (arXiv:1606.08415, section 2)."""
+    return inputs * torch.sigmoid(1.702 * inputs)

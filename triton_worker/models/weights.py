@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,20 @@ class WeightFiller:
     def has(self, name: str) -> bool:
         """Whether the checkpoint has a tensor of this name."""
         return name in self._reader.names
+
+    def unfilled(self, prefix: str) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the parameters under `prefix` that are yet to be filled."""
+        return [(name, tuple(value.shape)) for name, value in self._unfilled.items() if name.startswith(prefix)]
+
+    def fill_modules(self, ours: str, theirs: str, modules: Mapping[str, tuple[str, ...]]) -> None:
+        """Fill the parameters under `ours` from the tensors under `theirs` that each module is made of, row by row.
+
+        Raises CheckpointError where a tensor is missing or not of its shape.
+        """
+        for name, (rows, *columns) in self.unfilled(ours):
+            module, _, kind = name.removeprefix(ours).rpartition(".")
+            parts = modules[module]
+            self.fill(name, *(self.read(f"{theirs}{part}.{kind}", rows // len(parts), *columns) for part in parts))
 
     def read(self, name: str, *shape: int, rows: range | None = None, columns: range | None = None) -> Tensor:
         """The checkpoint's tensor `name`, or these rows and columns of it; nothing else is read.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from protocol.messages import ChatMessage, PicturePart
@@ -27,10 +30,12 @@ class ChatTemplate:
         CheckpointError: there is no template, or it is no valid one.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        """``special_tokens``: what the template may call by name, such as ``eos_token``."""
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
+        environment.globals.update(special_tokens or {})
         environment.globals["raise_exception"] = _raise_exception
         try:
             self._template = environment.from_string(source)
@@ -38,17 +43,20 @@ class ChatTemplate:
             raise CheckpointError(f"The checkpoint's chat template is not valid Jinja: {error}") from error
 
     @classmethod
-    def of(cls, directory: Path) -> ChatTemplate:
-        """The template stored beside the tokenizer, in any of the places Hugging Face keeps it."""
+    def of(cls, directory: Path, otherwise: str | None = None) -> ChatTemplate:
+        """The template stored beside the tokenizer, in any of the places Hugging Face keeps it, or else the given."""
+        settings_path = directory / "tokenizer_config.json"
+        special_tokens = _special_tokens(read_json_object(settings_path)) if settings_path.exists() else {}
         if (directory / "chat_template.jinja").exists():
             try:
-                return cls((directory / "chat_template.jinja").read_text(encoding="utf-8"))
+                return cls((directory / "chat_template.jinja").read_text(encoding="utf-8"), special_tokens)
             except UnicodeDecodeError:
                 raise CheckpointError(f"{directory / 'chat_template.jinja'} is not UTF-8 text.") from None
-        for name in ("tokenizer_config.json", "chat_template.json"):
-            path = directory / name
+        for path in (settings_path, directory / "chat_template.json"):
             if path.exists() and (source := _template_in(read_json_object(path))):
-                return cls(source)
+                return cls(source, special_tokens)
+        if otherwise is not None:
+            return cls(otherwise, special_tokens)
         raise CheckpointError(f"{directory}: no chat template; tokenizer_config.json should hold one as chat_template.")
 
     def render(self, messages: Sequence[ChatMessage], special_tokens: Sequence[str]) -> tuple[str, str]:
@@ -81,6 +89,23 @@ class ChatTemplate:
             raise
         except Exception as error:  # whatever a template may run into
             raise TemplateError("It fails on these messages.") from error
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks what the model said, for training; here its content is simply rendered."""
+
+    tags = {"generation"}  # noqa: RUF012 (as the base class has it)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """The texts of ``bos_token`` and its like, each a string or an object with a content."""
+    named = {name: settings.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _template_in(document: dict[str, Any]) -> str | None:

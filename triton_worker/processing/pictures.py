@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,10 @@ class PictureError(Exception):
     """A picture that cannot be taken. The message is a sentence for the caller who sent it."""
 
 
+class PictureBoundsError(Exception):
+    """Bounds on a picture's size that cannot be; the message names the flags."""
+
+
 @dataclass(frozen=True)
 class PictureLimits:
     """max_pixels_decoded: most pixels, width times height, that a file may unpack to.
@@ -58,6 +63,69 @@ class ResizeBounds:
 
 REFERENCE_BOUNDS = ResizeBounds(min_pixels=16 * 28 * 28, max_pixels=64 * 28 * 28)
 """What NeMo Export-Deploy 0.3 gives its processor, whatever the model."""
+
+
+class PicturePreparation(Protocol):
+    """How a family's pictures come to the size that its vision tower takes."""
+
+    @property
+    def most_tokens(self) -> int:
+        """How many embeddings a picture has at most."""
+        ...
+
+    def tokens(self, height: int, width: int) -> int:
+        """How many embeddings a picture of this size will have. Raises PictureError for one that cannot be taken."""
+        ...
+
+    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 [height, width, 3] -> the same in the size that the model takes. Raises PictureError as above."""
+        ...
+
+
+@dataclass(frozen=True)
+class SmartResize:
+    """Qwen2-VL's and Qwen2.5-VL's: nearly the picture's own size. `unit`: pixels a side of what one embedding sees."""
+
+    bounds: ResizeBounds = field(default_factory=ResizeBounds)
+    unit: int = 28
+
+    @property
+    def most_tokens(self) -> int:
+        return max(1, self.bounds.max_pixels // self.unit**2)
+
+    def tokens(self, height: int, width: int) -> int:
+        bounds = self.bounds
+        height, width = smart_resize(height, width, self.unit, bounds.min_pixels, bounds.max_pixels)
+        return height // self.unit * (width // self.unit)
+
+    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return resize_picture(picture, self.bounds, self.unit)
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """CLIP's: the shorter side becomes `side` pixels, and of the longer one the middle is kept."""
+
+    side: int
+    unit: int
+
+    @property
+    def most_tokens(self) -> int:
+        return (self.side // self.unit) ** 2
+
+    def tokens(self, height: int, width: int) -> int:
+        _check_aspect_ratio(height, width)
+        return self.most_tokens
+
+    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Bicubic with Pillow on 8-bit values, rounded down, which is what transformers' processor does."""
+        height, width = picture.shape[:2]
+        _check_aspect_ratio(height, width)
+        shorter = min(height, width)
+        new_height, new_width = (int(self.side * length / shorter) for length in (height, width))
+        image = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.BICUBIC)
+        top, left = (new_height - self.side) // 2, (new_width - self.side) // 2
+        return np.array(image)[top : top + self.side, left : left + self.side].copy()
 
 
 def picture_size(data: bytes, limits: PictureLimits) -> tuple[int, int]:
@@ -102,8 +170,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
     The formula is that of Qwen2-VL's image processor. Raises PictureError for an aspect ratio above 200.
     """
-    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
-        raise PictureError(f"One side of the picture is more than {_MAX_ASPECT_RATIO} times as long as the other.")
+    _check_aspect_ratio(height, width)
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -125,6 +192,11 @@ def resize_picture(picture: NDArray[np.uint8], bounds: ResizeBounds, unit: int =
     new_height, new_width = smart_resize(height, width, unit, bounds.min_pixels, bounds.max_pixels)
     image = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.BICUBIC)
     return np.array(image)
+
+
+def _check_aspect_ratio(height: int, width: int) -> None:
+    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
+        raise PictureError(f"One side of the picture is more than {_MAX_ASPECT_RATIO} times as long as the other.")
 
 
 def _upright(image: Image.Image) -> Image.Image:

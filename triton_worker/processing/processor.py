@@ -12,12 +12,10 @@ from triton_worker.processing.grammar import check_grammar
 from triton_worker.processing.pictures import (
     PictureError,
     PictureLimits,
-    ResizeBounds,
     decode_picture,
     picture_size,
-    resize_picture,
-    smart_resize,
 )
+from triton_worker.processing.prompt_format import PromptFormat
 from triton_worker.processing.refusal import RequestRefused
 from triton_worker.processing.tokenizer import Tokenizer
 
@@ -25,17 +23,16 @@ from triton_worker.processing.tokenizer import Tokenizer
 class Processor:
     """Template, tokenizer and picture decoding of one checkpoint. Stateless: calls may run in several threads."""
 
-    def __init__(self, checkpoint: Checkpoint, picture_unit: int, limits: PictureLimits, bounds: ResizeBounds) -> None:
-        """``picture_unit``: pixels a side that one picture token stands for.
+    def __init__(self, checkpoint: Checkpoint, prompts: PromptFormat, limits: PictureLimits) -> None:
+        """``prompts``: those of the checkpoint's family.
 
         Raises:
             CheckpointError: tokenizer or chat template are missing or broken.
         """
-        self.tokenizer = Tokenizer(checkpoint.tokenizer_directory)
-        self._template = ChatTemplate.of(checkpoint.tokenizer_directory)
-        self._picture_unit = picture_unit
+        self.tokenizer = Tokenizer(checkpoint.tokenizer_directory, prompts.tokenizer)
+        self._template = ChatTemplate.of(checkpoint.tokenizer_directory, prompts.chat_template)
+        self._preparation = prompts.pictures
         self._limits = limits
-        self._bounds = bounds
 
     def prepare(self, submit: Submit, engine_id: str, context_length: int) -> Generate:
         """The request with token ids and resized pictures, under the engine's id for it.
@@ -90,19 +87,13 @@ class Processor:
     def _picture_tokens(self, data: bytes, index: int) -> int:
         """How many embeddings the picture will have, from its header alone."""
         try:
-            height, width = smart_resize(
-                *picture_size(data, self._limits),
-                self._picture_unit,
-                self._bounds.min_pixels,
-                self._bounds.max_pixels,
-            )
+            return self._preparation.tokens(*picture_size(data, self._limits))
         except PictureError as error:
             raise _picture_refused(error, index) from error
-        return height // self._picture_unit * (width // self._picture_unit)
 
     def _picture(self, data: bytes, index: int) -> Picture:
         try:
-            return Picture.of(resize_picture(decode_picture(data, self._limits), self._bounds, self._picture_unit))
+            return Picture.of(self._preparation.prepare(decode_picture(data, self._limits)))
         except PictureError as error:
             raise _picture_refused(error, index) from error
 

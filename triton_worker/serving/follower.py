@@ -11,7 +11,7 @@ from triton_worker.models.registry import UnknownModelFamily
 from triton_worker.parallel.torchrun import Torchrun
 from triton_worker.processing.tokenizer import Tokenizer
 from triton_worker.serving.devices import DeviceError, check_rank_count, resolve_device
-from triton_worker.serving.engine_settings import engine_settings
+from triton_worker.serving.engine_settings import engine_settings, prompt_format
 from triton_worker.serving.settings import UnusableSettings, WorkerSettings
 
 
@@ -20,8 +20,9 @@ def run_follower(settings: WorkerSettings, torchrun: Torchrun) -> int:
     try:
         check_rank_count(settings)
         checkpoint = open_checkpoint(settings.nemo_checkpoint, settings.tokenizer)
-        image_token_id = Tokenizer(checkpoint.tokenizer_directory).image_token_id
-        engine = engine_settings(settings, checkpoint, image_token_id, resolve_device(settings))
+        prompts = prompt_format(settings, checkpoint)
+        image_token_id = Tokenizer(checkpoint.tokenizer_directory, prompts.tokenizer).image_token_id
+        engine = engine_settings(settings, prompts, image_token_id, resolve_device(settings))
     except (CheckpointError, DeviceError, UnknownModelFamily, UnusableSettings) as error:
         _tell(EngineFailed(str(error)))
         return 1

@@ -23,13 +23,14 @@ from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoin
 from triton_worker.engine.messages import FromEngine, LoadProgress
 from triton_worker.engine.process import EngineProcess
 from triton_worker.engine.rank import RankPlace
-from triton_worker.models.registry import UnknownModelFamily, picture_unit
+from triton_worker.models.registry import UnknownModelFamily
 from triton_worker.parallel.torchrun import Torchrun
 from triton_worker.processing.pictures import PictureLimits
 from triton_worker.processing.processor import Processor
+from triton_worker.processing.prompt_format import PromptFormat
 from triton_worker.serving import tracing
 from triton_worker.serving.devices import DeviceError, check_rank_count, resolve_device
-from triton_worker.serving.engine_settings import engine_settings, resize_bounds
+from triton_worker.serving.engine_settings import engine_settings, prompt_format
 from triton_worker.serving.front import Front
 from triton_worker.serving.leftovers import RunDirectory, sweep_dead_runs
 from triton_worker.serving.reference_model import ReferenceModel
@@ -119,10 +120,10 @@ class _Worker:
         self._stop_asked = stop_asked
         self._progress: tqdm[Any] | None = None
         self._device = device
-        bounds = resize_bounds(settings, checkpoint)
-        processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), bounds)
+        prompts = prompt_format(settings, checkpoint)
+        processor = Processor(checkpoint, prompts, PictureLimits())
         self._loop = asyncio.new_event_loop()
-        self._engine = self._start_engine(checkpoint, processor)
+        self._engine = self._start_engine(prompts, processor)
         self._tracing = None if settings.otlp_endpoint is None else tracing.Tracing(settings.otlp_endpoint)
         self._front = Front(
             model=settings.model_name,
@@ -236,8 +237,8 @@ class _Worker:
             self._progress.close()
             self._progress = None
 
-    def _start_engine(self, checkpoint: Checkpoint, processor: Processor) -> EngineSupervisor:
-        settings = engine_settings(self._settings, checkpoint, processor.tokenizer.image_token_id, self._device)
+    def _start_engine(self, prompts: PromptFormat, processor: Processor) -> EngineSupervisor:
+        settings = engine_settings(self._settings, prompts, processor.tokenizer.image_token_id, self._device)
         torchrun = Torchrun.from_environment()
         place = None if torchrun is None else RankPlace.under(torchrun)
         return EngineSupervisor(

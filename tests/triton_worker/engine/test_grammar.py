@@ -18,8 +18,9 @@ from triton_worker.engine.kv_cache import KVCache
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import Generate, NewToken
 from triton_worker.models.interface import MultimodalModel
+from triton_worker.models.qwen_vl.prompts import prompt_format
 from triton_worker.models.registry import load_model
-from triton_worker.processing.pictures import PictureLimits, ResizeBounds
+from triton_worker.processing.pictures import PictureLimits
 from triton_worker.processing.processor import Processor
 
 DEMO = Path(__file__).parents[3] / "examples" / "demo_model" / "checkpoint"
@@ -42,7 +43,7 @@ class Deployment:
 
     def __init__(self, checkpoint: Path, blocks: int | None = None) -> None:
         opened = open_checkpoint(checkpoint)
-        self.processor = Processor(opened, 28, PictureLimits(), ResizeBounds())
+        self.processor = Processor(opened, prompt_format(opened), PictureLimits())
         self.tokenizer = self.processor.tokenizer
         self.model: MultimodalModel = load_model(opened, torch.float32, torch.device("cpu"))
         self.grammars = GrammarCompiler(

@@ -1,17 +1,25 @@
-"""Hugging Face's Qwen2.5-VL beside ours: the same prompt through both."""
+"""Hugging Face's Qwen2-VL and Qwen2.5-VL beside ours: the same prompt through both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from protocol.messages import SamplingParameters
+from triton_worker.engine.engine import Engine
+from triton_worker.engine.grammar import GrammarCompiler
+from triton_worker.engine.kv_cache import KVCache
+from triton_worker.engine.limits import EngineLimits
+from triton_worker.engine.messages import Generate, Picture
 from triton_worker.models.interface import MultimodalModel
+from triton_worker.processing.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 NEMO_FIXTURE = FIXTURES / "nemo2-qwen25vl-tiny"
@@ -23,10 +31,11 @@ class Prompt:
     token_ids: list[int]
     pictures: list[Tensor]
     image_token_id: int
+    unit: int = 28
 
     @property
     def grids(self) -> list[tuple[int, int]]:
-        return [(p.shape[0] // 28, p.shape[1] // 28) for p in self.pictures]
+        return [(p.shape[0] // self.unit, p.shape[1] // self.unit) for p in self.pictures]
 
 
 def make_prompt(sizes: list[tuple[int, int]], image_token_id: int, seed: int = 0, text_tokens: int = 5) -> Prompt:
@@ -85,7 +94,10 @@ def our_greedy(model: MultimodalModel, prompt: Prompt, new_tokens: int) -> tuple
 
 @torch.inference_mode()
 def their_greedy(
-    model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, new_tokens: int, vocabulary: int | None = None
+    model: Qwen2_5_VLForConditionalGeneration | Qwen2VLForConditionalGeneration,
+    prompt: Prompt,
+    new_tokens: int,
+    vocabulary: int | None = None,
 ) -> tuple[Tensor, list[int]]:
     """Logits of the prompt, and the tokens that follow it; of the first `vocabulary` ones, where that is given."""
     token_ids = torch.tensor([prompt.token_ids])
@@ -101,3 +113,35 @@ def their_greedy(
         max_new_tokens=new_tokens, min_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     return logits, generated[0, len(prompt.token_ids) :].tolist()
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Weights large enough for the logits to differ."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            else:
+                parameter.normal_(std=1.5 / parameter[0].numel() ** 0.5)
+
+
+def engine_greedy(
+    model: MultimodalModel, prompts: list[Prompt], max_tokens: int, tokenizer: Tokenizer | None = None
+) -> list[list[int]]:
+    """What the engine answers to all of them together; in tokens that ``tokenizer`` has, where one is given."""
+    block_bytes = KVCache.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
+    limits = EngineLimits(cpu_kv_cache_bytes=200 * block_bytes, context_length=400, max_sequences=8)
+    grammars = None
+    if tokenizer is not None:
+        grammars = GrammarCompiler(tokenizer.to_json(), tokenizer.size, tokenizer.end_token_ids, 1)
+    engine = Engine(model, prompts[0].image_token_id, 400, limits, grammars)
+    engine.warm_up()
+    greedy = SamplingParameters(temperature=0.0)
+    for index, prompt in enumerate(prompts):
+        pictures = tuple(Picture.of(np.asarray(picture)) for picture in prompt.pictures)
+        engine.add(Generate(str(index), tuple(prompt.token_ids), pictures, greedy, max_tokens, 0, frozenset()))
+    answers: list[list[int]] = [[] for _ in prompts]
+    while engine.has_work:
+        for token in engine.step().tokens:
+            answers[int(token.request_id)].append(token.token_id)
+    return answers

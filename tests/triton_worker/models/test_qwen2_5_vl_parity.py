@@ -15,6 +15,7 @@ from tests.triton_worker.models.reference import (
     make_prompt,
     our_greedy,
     prefill,
+    randomise,
     their_greedy,
 )
 from triton_worker.checkpoint import open_checkpoint
@@ -122,12 +123,7 @@ def random_checkpoint(directory: Path, text: dict[str, object], vision: dict[str
         tie_word_embeddings=tied,
     )  # fmt: skip
     model = Qwen2_5_VLForConditionalGeneration(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-            else:
-                parameter.normal_(std=1.5 / parameter[0].numel() ** 0.5)
+    randomise(model)
     model.save_pretrained(directory)
 
 

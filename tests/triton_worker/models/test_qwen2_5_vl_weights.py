@@ -13,11 +13,10 @@ from torch import Tensor
 
 from tests.triton_worker.models.reference import HF_FIXTURE, NEMO_FIXTURE
 from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from triton_worker.models.qwen2_5_vl.config import TextConfig
-from triton_worker.models.qwen2_5_vl.config_huggingface import config_from_huggingface
-from triton_worker.models.qwen2_5_vl.config_nemo import config_from_nemo
-from triton_worker.models.qwen2_5_vl.weights_nemo import WORD_EMBEDDINGS
-from triton_worker.models.registry import UnknownModelFamily, load_model, picture_unit
+from triton_worker.models.decoder.config import DecoderConfig
+from triton_worker.models.decoder.weights_nemo import WORD_EMBEDDINGS
+from triton_worker.models.qwen2_5_vl.config import config_from_huggingface, config_from_nemo
+from triton_worker.models.registry import UnknownModelFamily, load_model
 
 CPU = torch.device("cpu")
 LAYERS = "module.language_model.decoder.layers."
@@ -164,8 +163,8 @@ def test_a_preset_stands_for_its_sizes(size: str, expected: tuple[Any, ...], vis
     )
     config = config_from_nemo(checkpoint)
     layers, hidden, heads, groups, head_dim, inner, rows, eps, is_tied = expected
-    assert config.text == TextConfig(
-        layers, hidden, heads, groups, head_dim, inner, rows, eps, 1e6, (16, 24, 24), is_tied
+    assert config.text == DecoderConfig(
+        layers, hidden, heads, groups, head_dim, inner, rows, eps, 1e6, (16, 24, 24), is_tied, qkv_bias=True
     )
     assert (config.vision.num_layers, config.vision.hidden_size, config.vision.num_heads) == (32, 1280, 16)
     assert config.vision.intermediate_size == vision_intermediate
@@ -219,7 +218,6 @@ def test_huggingface_sizes_that_make_no_sense_are_named(fields: dict[str, Any], 
 
 
 def test_an_unknown_family_is_refused_with_those_that_exist() -> None:
-    checkpoint = replace(open_checkpoint(HF_FIXTURE), family="llava")
-    with pytest.raises(UnknownModelFamily, match=r"'llava'.*qwen2_5_vl"):
+    checkpoint = replace(open_checkpoint(HF_FIXTURE), family="mllama")
+    with pytest.raises(UnknownModelFamily, match=r"'mllama'.*qwen2_5_vl"):
         load_model(checkpoint, torch.float32, CPU)
-    assert picture_unit("qwen2_5_vl") == 28

@@ -5,7 +5,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.triton_worker.models.reference import HF_FIXTURE
-from triton_worker.models.qwen2_5_vl.rope import prompt_positions
+from triton_worker.models.qwen_vl.positions import prompt_positions
 
 IMAGE = 412
 

@@ -16,6 +16,7 @@ from protocol.messages import RegexGrammar, SamplingParameters
 from tests.triton_worker.models.reference import HF_FIXTURE, NEMO_FIXTURE, make_prompt, their_greedy
 from tests.triton_worker.models.test_qwen2_5_vl_parity import random_checkpoint
 from tests.triton_worker.parallel.engine_harness import IMAGE_PAD, RunningEngine, request, running, settings
+from triton_worker.models.qwen_vl.prompts import TOKENIZER as QWEN
 from triton_worker.parallel import Layout
 from triton_worker.processing.tokenizer import Tokenizer
 
@@ -25,7 +26,7 @@ PROMPTS = [
     make_prompt([(3, 5), (5, 3)], IMAGE_PAD, seed=3),
     make_prompt([(2, 2), (7, 3), (1, 1)], IMAGE_PAD, seed=5),
 ]
-VOCABULARY = Tokenizer(HF_FIXTURE).size  # what follows is padding, and never drawn
+VOCABULARY = Tokenizer(HF_FIXTURE, QWEN).size  # what follows is padding, and never drawn
 HOT = SamplingParameters(temperature=1.0)
 GRAMMAR = SamplingParameters(temperature=1.0, grammar=RegexGrammar("[a-f]{2,30}"), presence_penalty=0.5, logprobs=2)
 

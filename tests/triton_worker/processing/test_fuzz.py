@@ -11,13 +11,16 @@ from protocol.messages import ChatMessage, ErrorCode, PicturePart, Submit, TextP
 from tests.hostile_inputs import NAMED, hostile_pictures, hostile_texts
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.engine.messages import Generate
-from triton_worker.processing.pictures import PictureLimits, ResizeBounds
-from triton_worker.processing.processor import Processor, RequestRefused
+from triton_worker.models.qwen_vl.prompts import prompt_format
+from triton_worker.processing.pictures import PictureLimits
+from triton_worker.processing.processor import Processor
+from triton_worker.processing.refusal import RequestRefused
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, of what it passes over
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "nemo2-qwen25vl-tiny"
-PROCESSOR = Processor(open_checkpoint(FIXTURE), 28, PictureLimits(), ResizeBounds(max_pixels=28 * 28 * 64))
+CHECKPOINT = open_checkpoint(FIXTURE)
+PROCESSOR = Processor(CHECKPOINT, prompt_format(CHECKPOINT, max_pixels=28 * 28 * 64), PictureLimits())
 IMAGE = PROCESSOR.tokenizer.image_token_id
 TAKEN = {"1 by 1", "unpacks to 50 MB", "gif of 500 frames", "webp of 50 frames", "broken exif", "cmyk", "16 bits"}
 TAKEN |= {"palette with alpha"}

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as their_smart_resize
 
-from triton_worker.models.qwen2_5_vl.config import VisionConfig
-from triton_worker.models.qwen2_5_vl.vision import VisionTower
+from triton_worker.models.qwen_vl.config import VisionConfig
+from triton_worker.models.qwen_vl.vision import PatchEmbedding
 from triton_worker.processing.pictures import (
     PictureError,
     PictureLimits,
@@ -256,7 +256,7 @@ def test_patches_equal_those_of_transformers(height: int, width: int, bounds: Re
     theirs = Qwen2VLImageProcessorPil(size=size)(Image.fromarray(picture), return_tensors="pt")
     resized = resize_picture(picture, bounds)
     assert theirs["image_grid_thw"].tolist() == [[1, resized.shape[0] // 14, resized.shape[1] // 14]]
-    config = VisionConfig(1, 16, 1, 16, ())
-    tower = VisionTower(config, 16, dtype=torch.float32, device=torch.device("cpu"))
-    patches = tower._patches(torch.from_numpy(resized)).flatten(0, 1)
+    config = VisionConfig(num_layers=1, hidden_size=16, num_heads=1, intermediate_size=16)
+    embedding = PatchEmbedding(config, dtype=torch.float32, device=torch.device("cpu"))
+    patches = embedding._patches(torch.from_numpy(resized)).flatten(0, 1)
     torch.testing.assert_close(patches, theirs["pixel_values"], atol=1e-6, rtol=0)

@@ -12,8 +12,10 @@ from transformers import AutoTokenizer
 
 from protocol.messages import ChatMessage, PicturePart, Submit, TextPart
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
+from triton_worker.models.qwen_vl.prompts import TOKENIZER as QWEN
+from triton_worker.models.qwen_vl.prompts import prompt_format
 from triton_worker.processing.chat_template import ChatTemplate, TemplateError
-from triton_worker.processing.pictures import PictureLimits, ResizeBounds
+from triton_worker.processing.pictures import PictureLimits
 from triton_worker.processing.processor import Processor
 from triton_worker.processing.refusal import RequestRefused
 from triton_worker.processing.tokenizer import Tokenizer
@@ -25,7 +27,8 @@ IMAGE, IMAGE_START, MESSAGE_START = 412, 409, 402
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return Processor(open_checkpoint(FIXTURES / "nemo2-qwen25vl-tiny"), 28, PictureLimits(), ResizeBounds())
+    checkpoint = open_checkpoint(FIXTURES / "nemo2-qwen25vl-tiny")
+    return Processor(checkpoint, prompt_format(checkpoint), PictureLimits())
 
 
 def png(width: int, height: int) -> bytes:
@@ -138,20 +141,20 @@ def test_end_tokens_come_from_the_tokenizer_or_the_generation_config() -> None:
 
 
 def open_tokenizer(fixture: str) -> Tokenizer:
-    return Tokenizer(open_checkpoint(FIXTURES / fixture).tokenizer_directory)
+    return Tokenizer(open_checkpoint(FIXTURES / fixture).tokenizer_directory, QWEN)
 
 
 def test_a_tokenizer_of_vocabulary_and_merges_is_the_same(tmp_path: Path) -> None:
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, tmp_path)
-    ours, reference = Tokenizer(tmp_path), Tokenizer(TOKENIZER)
+    ours, reference = Tokenizer(tmp_path, QWEN), Tokenizer(TOKENIZER, QWEN)
     text = "<|im_start|>user\nThe quick brown fox.<|im_end|>"
     assert ours.encode_template(text, "\ue000") == reference.encode_template(text, "\ue000")
     assert ours.image_token_id == IMAGE
 
 
 def test_rows_that_pad_the_vocabulary_have_no_text() -> None:
-    tokenizer = Tokenizer(TOKENIZER)
+    tokenizer = Tokenizer(TOKENIZER, QWEN)
     hello = tokenizer.encode_template("hello", "\ue000")
     assert tokenizer.decode([*hello, 447, MESSAGE_START]) == "hello"
 
@@ -197,7 +200,7 @@ def test_a_tokenizer_without_picture_token_is_refused(tmp_path: Path) -> None:
     document["added_tokens"] = [t for t in document["added_tokens"] if t["content"] != "<|image_pad|>"]
     (directory / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="image_pad"):
-        Tokenizer(directory)
+        Tokenizer(directory, QWEN)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 3}'])
@@ -205,4 +208,4 @@ def test_a_broken_tokenizer_is_a_checkpoint_error(tmp_path: Path, content: str) 
     directory = broken(tmp_path / "t")
     (directory / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match="t"):
-        Tokenizer(directory)
+        Tokenizer(directory, QWEN)

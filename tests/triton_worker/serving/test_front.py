@@ -37,7 +37,8 @@ from triton_worker.engine.messages import (
     ToEngine,
     TokenLogprobs,
 )
-from triton_worker.processing.pictures import PictureLimits, ResizeBounds
+from triton_worker.models.qwen_vl.prompts import prompt_format
+from triton_worker.processing.pictures import PictureLimits
 from triton_worker.processing.processor import Processor
 from triton_worker.serving.front import Front
 from triton_worker.serving.session import Session
@@ -100,7 +101,8 @@ class Harness:
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return Processor(open_checkpoint(FIXTURE), 28, PictureLimits(), ResizeBounds())
+    checkpoint = open_checkpoint(FIXTURE)
+    return Processor(checkpoint, prompt_format(checkpoint), PictureLimits())
 
 
 @pytest.fixture

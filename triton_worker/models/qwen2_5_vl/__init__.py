@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
-from triton_worker.checkpoint.checkpoint import Checkpoint
-from triton_worker.models.interface import Progress
-from triton_worker.models.qwen2_5_vl.config_huggingface import config_from_huggingface
-from triton_worker.models.qwen2_5_vl.config_nemo import config_from_nemo
-from triton_worker.models.qwen2_5_vl.model import Qwen25VL
-from triton_worker.models.qwen2_5_vl.weights_huggingface import fill_from_huggingface
-from triton_worker.models.qwen2_5_vl.weights_nemo import fill_from_nemo
+from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig, read_config
+from triton_worker.models.qwen2_5_vl.vision import VisionTower
+from triton_worker.models.qwen_vl.model import QwenVL
+from triton_worker.models.qwen_vl.weights import fill_from_huggingface, fill_from_nemo
 from triton_worker.models.weights import WeightFiller
 from triton_worker.parallel import Ranks
 
+__all__ = ["BLOCK_MODULES", "build_model", "fill_weights", "read_config"]
 
-def load_model(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress | None, ranks: Ranks
-) -> Qwen25VL:
-    """Build this rank's part of the model that `checkpoint` describes. Raises CheckpointError and ParallelismError."""
-    nemo = checkpoint.layout == "nemo"
-    config = config_from_nemo(checkpoint) if nemo else config_from_huggingface(checkpoint)
-    model = Qwen25VL(config, ranks, dtype=dtype, device=device)
-    weights = WeightFiller(model, checkpoint.weights, progress)
-    if nemo:
-        fill_from_nemo(weights, config, model.shard, ranks)
+BLOCK_MODULES = {
+    "attention_norm": ("norm1",),
+    "qkv_proj": ("attn.qkv",),
+    "output_proj": ("attn.proj",),
+    "mlp_norm": ("norm2",),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
+"""The modules of the tower's blocks by our names, as Hugging Face calls them."""
+
+
+def build_model(config: Qwen25VLConfig, ranks: Ranks, *, dtype: torch.dtype, device: torch.device) -> QwenVL:
+    def tower() -> VisionTower:
+        return VisionTower(config.vision, config.text.hidden_size, dtype=dtype, device=device)
+
+    return QwenVL(config, tower, ranks, dtype=dtype, device=device)
+
+
+def fill_weights(weights: WeightFiller, layout: Literal["nemo", "huggingface"], model: QwenVL) -> None:
+    if layout == "nemo":
+        fill_from_nemo(weights, model)
     else:
-        fill_from_huggingface(weights, config, model.shard, ranks)
-    return model
+        fill_from_huggingface(weights, model, BLOCK_MODULES)

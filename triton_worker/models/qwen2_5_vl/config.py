@@ -4,60 +4,49 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from triton_worker.checkpoint.errors import CheckpointError
+from triton_worker.checkpoint.checkpoint import Checkpoint
+from triton_worker.models.decoder.config import check_rules
+from triton_worker.models.qwen_vl import config_huggingface, config_nemo
+from triton_worker.models.qwen_vl.config import QwenVLConfig, common_rules
+from triton_worker.models.qwen_vl.config import VisionConfig as CommonVisionConfig
 
-# Side of the square of pixels that one picture embedding stands for: patches of 14 pixels, merged two by two.
-PICTURE_UNIT = 28
-
-# OpenAI CLIP's normalisation, which every Qwen2.5-VL was trained with.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The decoder. `mrope_section` says how many rotary frequencies turn with time, row and column, in that order."""
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    norm_eps: float
-    rope_theta: float
-    mrope_section: tuple[int, ...]
-    tied_embeddings: bool
+_PRESETS: dict[str, dict[str, Any]] = {
+    "3B": {
+        "num_layers": 36, "hidden_size": 2048, "num_attention_heads": 16, "num_query_groups": 2,
+        "ffn_hidden_size": 11008, "vocab_size": 151936, "share_embeddings_and_output_weights": True,
+    },
+    "7B": {
+        "num_layers": 28, "hidden_size": 3584, "num_attention_heads": 28, "num_query_groups": 4,
+        "ffn_hidden_size": 18944, "vocab_size": 152064,
+    },
+    "32B": {
+        "num_layers": 64, "hidden_size": 5120, "num_attention_heads": 40, "num_query_groups": 8,
+        "ffn_hidden_size": 27648, "vocab_size": 152064, "layernorm_epsilon": 1e-5,
+    },
+    "72B": {
+        "num_layers": 80, "hidden_size": 8192, "num_attention_heads": 64, "num_query_groups": 8,
+        "ffn_hidden_size": 29568, "vocab_size": 152064, "layernorm_epsilon": 1e-5,
+    },
+}  # fmt: skip
+"""By size, from nemo.collections.llm.gpt.model.qwen2; the vision tower's below from nemo.collections.vlm.qwen2vl."""
+_VISION_PRESETS: dict[str, dict[str, Any]] = {"32B": {"ffn_hidden_size": 3456}, "72B": {"ffn_hidden_size": 3456}}
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower. `window_size` is in pixels; blocks not in `full_attention_layers` attend within windows."""
+def _by_class(presets: dict[str, dict[str, Any]]) -> config_nemo.Presets:
+    """By the class of the whole model, and by that of its language model."""
+    return {
+        f"{prefix}{size}": preset for size, preset in presets.items() for prefix in ("Qwen25VLConfig", "Qwen25Config")
+    }
 
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    intermediate_size: int
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig(CommonVisionConfig):
+    """`window_size` is in pixels; blocks not in `full_attention_layers` attend within windows."""
+
     full_attention_layers: tuple[int, ...]
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    merge_size: int = 2
     window_size: int = 112
-    norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    image_mean: tuple[float, ...] = CLIP_MEAN
-    image_std: tuple[float, ...] = CLIP_STD
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def picture_unit(self) -> int:
-        """Side, in pixels, of the square that one picture embedding stands for."""
-        return self.patch_size * self.merge_size
 
     @property
     def window_side(self) -> int:
@@ -65,28 +54,48 @@ class VisionConfig:
         return self.window_size // self.picture_unit
 
 
-@dataclass(frozen=True)
-class Qwen25VLConfig:
-    text: TextConfig
-    vision: VisionConfig
+Qwen25VLConfig = QwenVLConfig[VisionConfig]
 
 
-def check_config(config: Qwen25VLConfig, file: Path) -> Qwen25VLConfig:
-    """`config` itself. Raises CheckpointError naming `file` where its sizes do not fit together."""
-    text, vision = config.text, config.vision
+def read_config(checkpoint: Checkpoint) -> Qwen25VLConfig:
+    """Raises CheckpointError where the checkpoint lacks a size, or holds one that our model cannot have."""
+    if checkpoint.layout == "nemo":
+        return config_from_nemo(checkpoint)
+    return config_from_huggingface(checkpoint)
+
+
+def config_from_huggingface(checkpoint: Checkpoint) -> Qwen25VLConfig:
+    """Raises CheckpointError as above."""
+    fields = config_huggingface.vision_section(checkpoint, activation="silu")
+    vision = VisionConfig(
+        **config_huggingface.common_sizes(checkpoint, fields),
+        hidden_size=fields.integer("hidden_size"),
+        intermediate_size=fields.integer("intermediate_size", 3420),
+        full_attention_layers=fields.integers("fullatt_block_indexes", (7, 15, 23, 31)),
+        window_size=fields.integer("window_size", 112),
+    )
+    return _checked(QwenVLConfig(config_huggingface.read_text(checkpoint), vision), checkpoint.path / "config.json")
+
+
+def config_from_nemo(checkpoint: Checkpoint) -> Qwen25VLConfig:
+    """Raises CheckpointError as above."""
+    fields = config_nemo.section(checkpoint, "vision_transformer_config", _by_class(_VISION_PRESETS))
+    vision = VisionConfig(
+        **config_nemo.common_sizes(checkpoint, fields),
+        intermediate_size=fields.integer("ffn_hidden_size", 3420),
+        full_attention_layers=fields.integers("fullatt_block_indexes", (7, 15, 23, 31)),
+    )
+    text = config_nemo.read_text(checkpoint, _by_class(_PRESETS))
+    return _checked(QwenVLConfig(text, vision), checkpoint.path / "context" / "io.json")
+
+
+def _checked(config: Qwen25VLConfig, file: Path) -> Qwen25VLConfig:
+    vision = config.vision
     rules = (
-        (text.num_heads % text.num_kv_heads == 0, "the attention heads divide evenly among the key-value heads"),
-        (text.head_dim % 2 == 0, "an even size of the attention heads"),
-        (len(text.mrope_section) == 3 and 2 * sum(text.mrope_section) == text.head_dim, "an mrope_section of three "
-         f"numbers that add up to half of the head size ({text.head_dim})"),
-        (vision.hidden_size % vision.num_heads == 0, "the vision width divides evenly among its attention heads"),
-        (vision.head_dim % 4 == 0, "vision attention heads of a size divisible by 4"),
+        *common_rules(config),
         (all(layer < vision.num_layers for layer in vision.full_attention_layers), "fullatt_block_indexes below the "
          f"number of vision layers ({vision.num_layers})"),
-        (vision.picture_unit == PICTURE_UNIT, f"patches and merging that make a picture unit of {PICTURE_UNIT} pixels"),
         (vision.window_side > 0, f"a vision window of at least {vision.picture_unit} pixels"),
     )  # fmt: skip
-    for holds, expected in rules:
-        if not holds:
-            raise CheckpointError(f"{file} describes sizes that do not fit together; expected: {expected}.")
+    check_rules(rules, file)
     return config

@@ -1,22 +1,32 @@
-"""What NeMo 2.0's importer of Qwen2.5-VL passes to the classes it builds, from which `context/` is written."""
+"""What NeMo 2.0's importers pass to the classes they build, from which `context/` is written."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from triton_worker.checkpoint.fiddle_graph import Config, Symbol
-from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig
+from triton_worker.models.decoder.config import DecoderConfig
 
 TOKENIZER_DIRECTORY = "nemo_tokenizer"
-_MODEL_VERSION = "qwen25-vl"
-_DEFAULT_SEQ_LENGTH = 4096
-_QWEN2VL = "nemo.collections.vlm.qwen2vl.model.base"
+DEFAULT_SEQ_LENGTH = 4096
+
+YamlDefaults = Mapping[str, Mapping[str, Any]]
+"""For each part of the model's configuration: those defaults of NeMo's classes that a reader of model.yaml needs."""
+
+LANGUAGE_DEFAULTS: dict[str, Any] = {
+    "kv_channels": None,
+    "mrope_section": None,
+    "normalization": "RMSNorm",
+    "position_embedding_type": "rope",
+    "rotary_percent": 1.0,
+}
 
 
-def trainer_context(config: Qwen25VLConfig, dtype: torch.dtype, seq_length: int) -> Config:
+def trainer_context(model: Config) -> Config:
     """The root object of io.json: the model, and the trainer that an import runs under."""
     strategy = Config(
         Symbol("nemo.lightning.pytorch.strategies.megatron_strategy", "MegatronStrategy"),
@@ -27,37 +37,21 @@ def trainer_context(config: Qwen25VLConfig, dtype: torch.dtype, seq_length: int)
         {"accelerator": "cpu", "strategy": strategy, "devices": 1},
     )
     context = Symbol("nemo.lightning.io.pl", "TrainerContext")
-    return Config(context, {"model": _model(config, dtype, seq_length), "trainer": trainer, "extra": {}})
+    return Config(context, {"model": model, "trainer": trainer, "extra": {}})
 
 
-def model_yaml_defaults(model: dict[str, Any]) -> dict[str, Any]:
-    """The model node with those defaults of NeMo's classes that a reader of model.yaml needs."""
+def with_defaults(model: dict[str, Any], defaults: YamlDefaults) -> dict[str, Any]:
+    """The model node with `defaults` in its configuration, and a length of context."""
     parts = model["config"]
-    parts["language_transformer_config"].setdefault("seq_length", _DEFAULT_SEQ_LENGTH)
-    parts["language_transformer_config"] |= {
-        "add_qkv_bias": True,
-        "kv_channels": None,
-        "mrope_section": None,
-        "normalization": "RMSNorm",
-        "position_embedding_type": "rope",
-        "rotary_percent": 1.0,
-    }
-    parts["vision_transformer_config"] |= {
-        "add_class_token": False,
-        "gated_linear_unit": True,
-        "layernorm_epsilon": 1e-6,
-        "model_version": _MODEL_VERSION,
-        "normalization": "RMSNorm",
-        "patch_dim": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
+    parts["language_transformer_config"].setdefault("seq_length", DEFAULT_SEQ_LENGTH)
+    for name, fields in defaults.items():
+        parts[name] |= fields
     return model
 
 
-def _model(config: Qwen25VLConfig, dtype: torch.dtype, seq_length: int) -> Config:
-    precision = _precision(dtype)
-    parallelism: dict[str, Any] = {
+def parallelism(precision: dict[str, Any]) -> dict[str, Any]:
+    """The fields of megatron-core's ModelParallelConfig, which an import passes on."""
+    return {
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_comm_backend": None,
         "pipeline_model_parallel_size": 1,
@@ -77,28 +71,9 @@ def _model(config: Qwen25VLConfig, dtype: torch.dtype, seq_length: int) -> Confi
         "account_for_embedding_in_pipeline_split": False,
         "account_for_loss_in_pipeline_split": False,
     }
-    towers = {
-        "language_transformer_config": _language(config, precision, seq_length),
-        "vision_transformer_config": _vision(config, precision),
-        "vision_projection_config": _projection(config, precision),
-        "vision_feature_layer": -1,
-        "encoder_pipeline_model_parallel_size": 0,
-        "encoder_tensor_model_parallel_size": 0,
-    }
-    tokenizer = Config(
-        Symbol("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer"),
-        {"pretrained_model_name": TOKENIZER_DIRECTORY},
-    )
-    arguments = {
-        "config": Config(Symbol(_QWEN2VL, "Qwen2VLConfig"), {**parallelism, **towers}),
-        "model_version": _MODEL_VERSION,
-        "optim": _optimizer(),
-        "tokenizer": tokenizer,
-    }
-    return Config(Symbol(_QWEN2VL, "Qwen2VLModel"), arguments)
 
 
-def _precision(dtype: torch.dtype) -> dict[str, Any]:
+def precision_of(dtype: torch.dtype) -> dict[str, Any]:
     return {
         "fp16": dtype == torch.float16,
         "bf16": dtype == torch.bfloat16,
@@ -106,10 +81,9 @@ def _precision(dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _language(config: Qwen25VLConfig, precision: dict[str, Any], seq_length: int) -> Config:
-    text = config.text
+def language(target: Symbol, text: DecoderConfig, precision: dict[str, Any], seq_length: int) -> Config:
     # NeMo's importer leaves the length to NeMo's default, and the model then serves no longer context than that.
-    length = {} if seq_length == _DEFAULT_SEQ_LENGTH else {"seq_length": seq_length}
+    length = {} if seq_length == DEFAULT_SEQ_LENGTH else {"seq_length": seq_length}
     arguments = {
         **precision,
         "num_layers": text.num_layers,
@@ -127,38 +101,21 @@ def _language(config: Qwen25VLConfig, precision: dict[str, Any], seq_length: int
         "vocab_size": text.vocab_size,
         **length,
     }
-    return Config(Symbol("nemo.collections.llm.gpt.model.qwen2", "Qwen2Config"), arguments)
+    return Config(target, arguments)
 
 
-def _vision(config: Qwen25VLConfig, precision: dict[str, Any]) -> Config:
-    vision = config.vision
-    arguments = {
-        **precision,
-        "num_layers": vision.num_layers,
-        "hidden_size": vision.hidden_size,
-        "num_attention_heads": vision.num_heads,
-        "num_query_groups": vision.num_heads,
-        "ffn_hidden_size": vision.intermediate_size,
-        "kv_channels": vision.head_dim,
-        "embed_dim": vision.hidden_size,
-        "fullatt_block_indexes": list(vision.full_attention_layers),
-    }
-    return Config(Symbol(_QWEN2VL, "Qwen25VLVisionConfig"), arguments)
+def projection(arguments: dict[str, Any], precision: dict[str, Any]) -> Config:
+    return Config(Symbol("nemo.collections.vlm.vision.base", "MultimodalProjectorConfig"), {**precision, **arguments})
 
 
-def _projection(config: Qwen25VLConfig, precision: dict[str, Any]) -> Config:
-    merged = config.vision.hidden_size * config.vision.merge_size**2
-    arguments = {
-        **precision,
-        "hidden_size": config.text.hidden_size,
-        "ffn_hidden_size": merged,
-        "projector_type": "mcore_mlp",
-        "input_size": merged,
-    }
-    return Config(Symbol("nemo.collections.vlm.vision.base", "MultimodalProjectorConfig"), arguments)
+def tokenizer() -> Config:
+    return Config(
+        Symbol("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer"),
+        {"pretrained_model_name": TOKENIZER_DIRECTORY},
+    )
 
 
-def _optimizer() -> Config:
+def optimizer() -> Config:
     """NeMo's default optimizer, which an import carries along unused."""
     float32 = Symbol("torch", "float32")
     arguments: dict[str, Any] = {

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from triton_worker.checkpoint.checkpoint import Checkpoint
 from triton_worker.models.interface import Progress
-from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig
-from triton_worker.models.qwen2_5_vl.config_huggingface import config_from_huggingface
-from triton_worker.models.qwen2_5_vl.config_nemo import config_from_nemo
-from triton_worker.models.qwen2_5_vl.model import Qwen25VL
-from triton_worker.models.qwen2_5_vl.weights_huggingface import fill_from_huggingface
-from triton_worker.models.qwen2_5_vl.weights_nemo import fill_from_nemo
+from triton_worker.models.registry import FamilyModule
 from triton_worker.models.weights import WeightStream
 from triton_worker.parallel import Ranks
 
@@ -38,14 +34,14 @@ class Parameter:
         return ".".join(self.name.split(".")[3:-1])
 
     @property
+    def module(self) -> str:
+        """Its name without weight or bias."""
+        return self.name.rpartition(".")[0]
+
+    @property
     def kind(self) -> str:
         """``weight`` or ``bias``."""
         return self.name.rpartition(".")[2]
-
-
-def read_config(checkpoint: Checkpoint) -> Qwen25VLConfig:
-    """Raises CheckpointError."""
-    return config_from_nemo(checkpoint) if checkpoint.layout == "nemo" else config_from_huggingface(checkpoint)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -55,20 +51,17 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def stream_parameters(
-    checkpoint: Checkpoint, config: Qwen25VLConfig, take: Callable[[Parameter], None], progress: Progress | None
+    checkpoint: Checkpoint,
+    family: FamilyModule,
+    config: Any,
+    take: Callable[[Parameter], None],
+    progress: Progress | None,
 ) -> None:
     """Hand on every parameter once. Raises CheckpointError where a tensor is missing, left over or not of its shape."""
-    ranks = Ranks()
     # On the meta device a model is no more than its parameters' names and shapes.
-    model = Qwen25VL(config, ranks, dtype=stored_dtype(checkpoint), device=torch.device("meta"))
-    weights = WeightStream(
-        model,
-        checkpoint.weights,
-        lambda name, values: take(Parameter(name, values)),
-        progress,
-    )
-    fill = fill_from_nemo if checkpoint.layout == "nemo" else fill_from_huggingface
-    fill(weights, config, model.shard, ranks)
+    model = family.build_model(config, Ranks(), dtype=stored_dtype(checkpoint), device=torch.device("meta"))
+    weights = WeightStream(model, checkpoint.weights, lambda name, values: take(Parameter(name, values)), progress)
+    family.fill_weights(weights, checkpoint.layout, model)
 
 
 def qkv_parts(values: Tensor, query_rows: int) -> list[Tensor]:

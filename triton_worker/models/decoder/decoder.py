@@ -1,14 +1,14 @@
-"""Qwen2.5's decoder: pre-norm layers with grouped-query attention and a gated MLP."""
+"""Pre-norm layers with grouped-query attention and a gated MLP, between an embedding and an output matrix."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from triton_worker.models.decoder.config import DecoderConfig
+from triton_worker.models.decoder.rope import DecoderRotary, Rotary, apply_rotary
 from triton_worker.models.interface import Attention
 from triton_worker.models.layers import GatedMLP, Linear, ParallelVocabulary, RMSNorm, RowParallelLinear
-from triton_worker.models.qwen2_5_vl.config import TextConfig
-from triton_worker.models.qwen2_5_vl.rope import DecoderRotary, Rotary, apply_rotary
 from triton_worker.parallel import DecoderShard, Ranks
 
 
@@ -16,7 +16,7 @@ class Decoder(nn.Module):
     """The layers of this rank's stage; the first one has the embedding too, the last one norm and output."""
 
     def __init__(
-        self, config: TextConfig, shard: DecoderShard, ranks: Ranks, *, dtype: torch.dtype, device: torch.device
+        self, config: DecoderConfig, shard: DecoderShard, ranks: Ranks, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__()
         hidden = config.hidden_size
@@ -36,7 +36,7 @@ class Decoder(nn.Module):
                 config.vocab_size, shard.vocabulary, hidden, ranks, dtype=dtype, device=device
             )  # fmt: skip
         self._is_last_stage = ranks.is_last_stage
-        self._rotary = DecoderRotary(config.head_dim, config.rope_theta, config.mrope_section, device)
+        self._rotary = DecoderRotary(config.head_dim, config.rope_theta, config.rope_sections, device)
 
     def forward(self, hidden: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """[tokens, hidden_size], [3, tokens] -> [tokens, hidden_size], after the final norm on the last stage."""
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
 class DecoderLayer(nn.Module):
     def __init__(
         self,
-        config: TextConfig,
+        config: DecoderConfig,
         index: int,
         shard: DecoderShard,
         ranks: Ranks,
@@ -66,7 +66,7 @@ class DecoderLayer(nn.Module):
         hidden, rows = config.hidden_size, (query_heads + 2 * kv_heads) * config.head_dim
         self.input_norm = RMSNorm(hidden, config.norm_eps, dtype=dtype, device=device)
         # Rows: all query heads, all key heads, all value heads.
-        self.qkv_proj = Linear(hidden, rows, bias=True, dtype=dtype, device=device)
+        self.qkv_proj = Linear(hidden, rows, bias=config.qkv_bias, dtype=dtype, device=device)
         self.output_proj = RowParallelLinear(
             query_heads * config.head_dim, hidden, ranks, bias=False, dtype=dtype, device=device
         )

@@ -1,33 +1,44 @@
-"""Qwen2.5-VL: a vision tower in front of a decoder."""
+"""A vision tower in front of a decoder, which is what every family here is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from triton_worker.models.decoder.config import DecoderConfig
+from triton_worker.models.decoder.decoder import Decoder
 from triton_worker.models.interface import Attention
-from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig
-from triton_worker.models.qwen2_5_vl.decoder import Decoder
-from triton_worker.models.qwen2_5_vl.rope import prompt_positions
-from triton_worker.models.qwen2_5_vl.vision import VisionTower
 from triton_worker.parallel import Ranks, shard_decoder
 
 
-class Qwen25VL(nn.Module):
-    """A `MultimodalModel`. Its parameters are uninitialised until a checkpoint fills them.
+class VisionLanguageModel(nn.Module):
+    """A `MultimodalModel` but for `prompt_positions`. Its parameters are uninitialised until a checkpoint fills them.
 
     The decoder is spread over the ranks; the vision tower is whole on each rank of the first stage, so that a picture
     is encoded there without any exchange.
     """
 
-    def __init__(self, config: Qwen25VLConfig, ranks: Ranks, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Raises ParallelismError when the sizes do not divide."""
+    def __init__(
+        self,
+        text: DecoderConfig,
+        vision: Callable[[], nn.Module],
+        ranks: Ranks,
+        *,
+        picture_unit: int,
+        picture_size: tuple[int, int] | None = None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """`vision` makes the tower: pictures to embeddings, as in `MultimodalModel.encode_pictures`.
+
+        Raises ParallelismError when the sizes do not divide.
+        """
         super().__init__()
-        text = config.text
-        self.config = config
         self.ranks = ranks
+        self.picture_unit = picture_unit
+        self.picture_size = picture_size
         self.dtype = dtype
         self.device = device
         self.shard = shard_decoder(
@@ -39,8 +50,9 @@ class Qwen25VL(nn.Module):
             vocab_size=text.vocab_size,
         )
         if ranks.is_first_stage:
-            self.vision = VisionTower(config.vision, text.hidden_size, dtype=dtype, device=device)
+            self.vision = vision()
         self.decoder = Decoder(text, self.shard, ranks, dtype=dtype, device=device)
+        self._text = text
 
     @property
     def num_layers(self) -> int:
@@ -52,19 +64,15 @@ class Qwen25VL(nn.Module):
 
     @property
     def head_dim(self) -> int:
-        return self.config.text.head_dim
+        return self._text.head_dim
 
     @property
     def hidden_size(self) -> int:
-        return self.config.text.hidden_size
+        return self._text.hidden_size
 
     @property
     def vocab_size(self) -> int:
-        return self.config.text.vocab_size
-
-    @property
-    def picture_unit(self) -> int:
-        return self.config.vision.picture_unit
+        return self._text.vocab_size
 
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         if self.ranks.is_first_stage:
@@ -78,11 +86,6 @@ class Qwen25VL(nn.Module):
         nothing = torch.zeros(1, 1, dtype=self.dtype, device=self.device)
         units = [picture.shape[0] * picture.shape[1] // self.picture_unit**2 for picture in pictures]
         return [nothing.expand(count, self.hidden_size) for count in units]
-
-    def prompt_positions(
-        self, token_ids: Sequence[int], grids: Sequence[tuple[int, int]], image_token_id: int
-    ) -> tuple[Tensor, int]:
-        return prompt_positions(token_ids, grids, image_token_id)
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         hidden = embeddings if self.ranks.is_first_stage else self.ranks.receive_hidden(embeddings)

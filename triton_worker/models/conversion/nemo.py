@@ -1,0 +1,122 @@
+"""Writes NeMo 2.0 checkpoints.
+
+Names and layouts are those of NeMo's own importers: layers stacked along a first dimension, query, key and value rows
+interleaved by group, gate before up. One chunk is one layer, so that a reader can take what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import yaml
+from torch import Tensor
+
+from triton_worker.checkpoint.checkpoint import Checkpoint
+from triton_worker.checkpoint.distributed_writer import Chunk, DistributedWriter
+from triton_worker.checkpoint.fiddle_graph import Config, fiddle_document, plain_document
+from triton_worker.checkpoint.tokenizer_files import copy_tokenizer_files
+from triton_worker.models.conversion.nemo_context import TOKENIZER_DIRECTORY, YamlDefaults, with_defaults
+from triton_worker.models.conversion.source import Parameter, qkv_parts
+from triton_worker.models.decoder.config import DecoderConfig
+from triton_worker.models.megatron import LANGUAGE, NORMS, PROJECTIONS, VISION, grouped
+
+_DECODER_ENDS = {
+    "decoder.embed_tokens": f"{LANGUAGE}embedding.word_embeddings",
+    "decoder.norm": f"{LANGUAGE}decoder.final_layernorm",
+    "decoder.output": f"{LANGUAGE}output_layer",
+}
+_DECODER_LAYERS = f"{LANGUAGE}decoder.layers."
+_VISION_LAYERS = f"{VISION}decoder.layers."
+# Those with an entry of Transformer Engine's in each layer.
+_STATEFUL = dict.fromkeys(PROJECTIONS.values())
+
+AddChunk = Callable[[Chunk], None]
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    directory: Path,
+    write_tensors: Callable[[AddChunk], None],
+    extra_state: Iterable[str],
+    context: Config,
+    yaml_defaults: YamlDefaults,
+) -> None:
+    """Write `source` to `directory`, which must not exist yet. `write_tensors` adds each chunk of each tensor.
+
+    Raises CheckpointError when `source` is damaged; what was begun then counts as an unfinished save.
+    """
+    with DistributedWriter(directory / "weights") as weights:
+        write_tensors(weights.add)
+        _write_context(directory / "context", source, context, yaml_defaults)
+        weights.finish(extra_state)
+
+
+def whole(name: str, values: Tensor) -> Chunk:
+    """A tensor in one piece."""
+    return Chunk(name, tuple(values.shape), (0,) * values.ndim, values)
+
+
+def decoder_chunks(parameter: Parameter, text: DecoderConfig) -> Iterator[Chunk]:
+    """A parameter of the decoder."""
+    if parameter.module in _DECODER_ENDS:
+        yield whole(f"{_DECODER_ENDS[parameter.module]}.{parameter.kind}", parameter.values)
+        return
+    query_rows = text.num_heads * text.head_dim
+    yield from _layer_chunks(parameter, _DECODER_LAYERS, text.num_layers, text.num_kv_heads, query_rows)
+
+
+def vision_layer_chunks(parameter: Parameter, num_layers: int, num_heads: int) -> Iterator[Chunk]:
+    """A parameter of a block of a vision tower."""
+    yield from _layer_chunks(parameter, _VISION_LAYERS, num_layers, num_heads, len(parameter.values) // 3)
+
+
+def decoder_extra_state(text: DecoderConfig) -> Iterator[str]:
+    """Transformer Engine's entries, which NeMo asks for when it loads."""
+    yield from _block_extra_state(LANGUAGE, text.num_layers)
+
+
+def vision_extra_state(num_layers: int) -> Iterator[str]:
+    """The same of a vision tower."""
+    yield from _block_extra_state(VISION, num_layers)
+
+
+def _layer_chunks(parameter: Parameter, prefix: str, layers: int, num_groups: int, query_rows: int) -> Iterator[Chunk]:
+    place, values = parameter.in_layer, parameter.values
+    if place in NORMS:
+        yield _stacked(f"{prefix}{NORMS[place]}_{parameter.kind}", layers, parameter.layer, values)
+        return
+    name = f"{prefix}{PROJECTIONS[place]}.{parameter.kind}"
+    if place == "mlp.gate_up_proj":
+        yield from _gated(name, layers, parameter.layer, values)
+    elif place == "qkv_proj":
+        yield _stacked(name, layers, parameter.layer, grouped(qkv_parts(values, query_rows), num_groups))
+    else:
+        yield _stacked(name, layers, parameter.layer, values)
+
+
+def _stacked(name: str, layers: int, index: int, values: Tensor) -> Chunk:
+    """Layer `index` of the tensor that holds all layers."""
+    return Chunk(name, (layers, *values.shape), (index, *(0,) * values.ndim), values[None])
+
+
+def _gated(name: str, layers: int, index: int, values: Tensor) -> Iterator[Chunk]:
+    """Gate and up as two chunks, one below the other."""
+    rows, *columns = values.shape
+    for start, half in ((0, values[: rows // 2]), (rows // 2, values[rows // 2 :])):
+        yield Chunk(name, (layers, rows, *columns), (index, start, *(0 for _ in columns)), half[None])
+
+
+def _block_extra_state(tower: str, layers: int) -> Iterator[str]:
+    for module in _STATEFUL:
+        for index in range(layers):
+            yield f"{tower}decoder.layers.{module}._extra_state/shard_{index}_{layers}"
+    yield f"{tower}decoder.final_layernorm._extra_state/shard_0_1"
+
+
+def _write_context(directory: Path, source: Checkpoint, context: Config, yaml_defaults: YamlDefaults) -> None:
+    copy_tokenizer_files(source, directory / TOKENIZER_DIRECTORY)
+    (directory / "io.json").write_text(json.dumps(fiddle_document(context)), encoding="utf-8")
+    model = with_defaults(plain_document(context.arguments["model"]), yaml_defaults)
+    (directory / "model.yaml").write_text(yaml.safe_dump(model), encoding="utf-8")
