@@ -13,10 +13,9 @@ from tests.e2e.deployment import MODEL
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.engine.messages import EngineFailed, EngineReady, FromEngine, Generate, StepOutput
 from triton_worker.engine.process import EngineProcess
-from triton_worker.models.registry import picture_unit
-from triton_worker.processing.pictures import PictureLimits, ResizeBounds
+from triton_worker.processing.pictures import PictureLimits
 from triton_worker.processing.processor import Processor
-from triton_worker.serving.engine_settings import engine_settings
+from triton_worker.serving.engine_settings import engine_settings, prompt_format
 from triton_worker.serving.flags import parse_worker_flags
 
 
@@ -52,12 +51,13 @@ class EngineAlone:
         common = ["--nemo_checkpoint", str(checkpoint_path), "--triton_model_name", MODEL]
         settings = parse_worker_flags([*common, "--device", "cpu", "--params_dtype", "float32", *worker_flags])
         checkpoint = open_checkpoint(settings.nemo_checkpoint, settings.tokenizer)
-        self._processor = Processor(checkpoint, picture_unit(checkpoint.family), PictureLimits(), ResizeBounds())
+        prompts = prompt_format(settings, checkpoint)
+        self._processor = Processor(checkpoint, prompts, PictureLimits())
         self._ids = itertools.count()
         self._running: dict[str, Tokens] = {}
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[int] = self._loop.create_future()
-        computed = engine_settings(settings, checkpoint, self._processor.tokenizer.image_token_id, settings.device)
+        computed = engine_settings(settings, prompts, self._processor.tokenizer.image_token_id, settings.device)
         self._engine = EngineProcess(computed, self._on_message, self._on_exit)
 
     async def prepare(self, submit: Submit) -> Generate:
