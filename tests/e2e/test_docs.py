@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.deployment import ROOT, Deployment
+from tests.e2e.deployment import MODEL, ROOT, Deployment
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
@@ -29,6 +29,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 )
 def test_documented_code_works(demo: Deployment, page: Path, kind: str, code: str) -> None:
     code = code.replace("http://localhost:8080", demo.url).replace("localhost:8000", f"localhost:{demo.ports['http']}")
+    code = code.replace('model="demo"', f'model="{MODEL}"').replace("-mn demo", f"-mn {MODEL}")
     commands = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         [*INTERPRETERS[kind], code],
