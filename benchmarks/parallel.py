@@ -22,56 +22,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.shapes import SHAPES as PUBLISHED
+from benchmarks.shapes import TINY
 from protocol.messages import SamplingParameters
 from triton_worker.engine.engine import Engine
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import Generate
-from triton_worker.models.decoder.config import DecoderConfig
 from triton_worker.models.interface import MultimodalModel
 from triton_worker.models.qwen2_5_vl import build_model, fill_weights
-from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig, VisionConfig
+from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig
 from triton_worker.models.weights import WeightFiller
 from triton_worker.parallel import Layout, Ranks, connect
 
+SHAPES = {"3B": PUBLISHED["3b"], "7B": PUBLISHED["7b"], "tiny": TINY}
 LAYOUTS = {"TP 1": Layout(1, 1), "TP 2": Layout(2, 1), "PP 2": Layout(1, 2)}
 BATCHES = (1, 64)
 FORCED_TOKENS = 32
 TOLERANCE = {"bfloat16": 0.02, "float32": 0.0001}
-
-
-def _shape(
-    layers: int, hidden: int, heads: int, kv_heads: int, inner: int, vocabulary: int, tied: bool
-) -> Qwen25VLConfig:
-    small = hidden < 1000
-    text = DecoderConfig(
-        num_layers=layers,
-        hidden_size=hidden,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=128,
-        intermediate_size=inner,
-        vocab_size=vocabulary,
-        norm_eps=1e-6,
-        rope_theta=1e6,
-        rope_sections=(16, 24, 24),
-        tied_embeddings=tied,
-        qkv_bias=True,
-    )
-    vision = VisionConfig(
-        num_layers=2 if small else 32,
-        hidden_size=64 if small else 1280,
-        num_heads=4 if small else 16,
-        intermediate_size=96 if small else 3420,
-        full_attention_layers=(1,) if small else (7, 15, 23, 31),
-    )
-    return Qwen25VLConfig(text, vision)
-
-
-SHAPES = {
-    "3B": _shape(36, 2048, 16, 2, 11008, 151936, tied=True),
-    "7B": _shape(28, 3584, 28, 4, 18944, 152064, tied=False),
-    "tiny": _shape(4, 512, 4, 2, 1024, 1000, tied=True),
-}
 
 
 class RandomWeights(WeightFiller):

@@ -22,8 +22,21 @@ _VISION = VisionConfig(
 )
 
 
-def _published(
-    layers: int, hidden: int, heads: int, kv_heads: int, inner: int, vocabulary: int, tied: bool
+_SMALL_VISION = VisionConfig(
+    num_layers=2, hidden_size=64, num_heads=4, intermediate_size=96, full_attention_layers=(1,)
+)
+
+
+def _shape(
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    inner: int,
+    vocabulary: int,
+    *,
+    tied: bool,
+    vision: VisionConfig = _VISION,
 ) -> Qwen25VLConfig:
     text = DecoderConfig(
         num_layers=layers,
@@ -39,14 +52,16 @@ def _published(
         tied_embeddings=tied,
         qkv_bias=True,
     )
-    return Qwen25VLConfig(text, _VISION)
+    return Qwen25VLConfig(text, vision)
 
 
 # From the config.json of Qwen2.5-VL-3B-Instruct and Qwen2.5-VL-7B-Instruct.
 SHAPES = {
-    "3b": _published(36, 2048, 16, 2, 11008, 151936, tied=True),
-    "7b": _published(28, 3584, 28, 4, 18944, 152064, tied=False),
+    "3b": _shape(36, 2048, 16, 2, 11008, 151936, tied=True),
+    "7b": _shape(28, 3584, 28, 4, 18944, 152064, tied=False),
 }
+TINY = _shape(4, 512, 4, 2, 1024, 1000, tied=True, vision=_SMALL_VISION)
+"""For trying a benchmark out."""
 _IMAGE_TOKEN = 151655
 
 
