@@ -10,7 +10,7 @@ from typing import Any
 from triton_worker.checkpoint.checkpoint import Checkpoint
 from triton_worker.checkpoint.fields import Fields
 from triton_worker.models.decoder.config import DecoderConfig, check_rules, decoder_rules
-from triton_worker.models.decoder.weights_nemo import WORD_EMBEDDINGS
+from triton_worker.models.decoder.config_nemo import head_dim_of, read_decoder
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -145,21 +145,12 @@ def _text_from_nemo(top: Fields, checkpoint: Checkpoint) -> DecoderConfig:
         known = ", ".join(_LANGUAGE_CLASSES)
         raise top.error("language_transformer_config", f"language models that can be served: {known}; not {target}")
     fields = top.section("language_transformer_config", {**model_preset, **_LANGUAGE_CLASSES[target]})
-    hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    head_dim = fields.integer("kv_channels", max(1, hidden_size // num_heads))
-    return DecoderConfig(
-        num_layers=fields.integer("num_layers"),
-        hidden_size=hidden_size,
-        num_heads=num_heads,
-        num_kv_heads=fields.integer("num_query_groups", num_heads),
-        head_dim=head_dim,
-        intermediate_size=fields.integer("ffn_hidden_size"),
-        # Without a size of its own NeMo pads the tokenizer's, so only the tensor knows it.
-        vocab_size=fields.integer("vocab_size", checkpoint.weights.shape(WORD_EMBEDDINGS)[0]),
-        norm_eps=fields.number("layernorm_epsilon", 1e-5),
-        rope_theta=fields.number("rotary_base", 10000.0),
-        rope_sections=(head_dim // 2, 0, 0),
-        tied_embeddings=fields.flag("share_embeddings_and_output_weights", False),
+    return read_decoder(
+        checkpoint,
+        fields,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_sections=(head_dim_of(fields) // 2, 0, 0),
         qkv_bias=False,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from triton_worker.checkpoint.checkpoint import Checkpoint
 from triton_worker.checkpoint.fields import Fields
 from triton_worker.models.decoder.config import DecoderConfig
-from triton_worker.models.decoder.weights_nemo import WORD_EMBEDDINGS
+from triton_worker.models.decoder.config_nemo import head_dim_of, read_decoder
 from triton_worker.models.qwen_vl.config import CLIP_MEAN, CLIP_STD
 
 # NeMo hard-codes mRoPE's sections (nemo.collections.vlm.qwen2vl.model.base), and with them the head size.
@@ -22,24 +22,11 @@ Presets = Mapping[str, Mapping[str, Any]]
 def read_text(checkpoint: Checkpoint, presets: Presets) -> DecoderConfig:
     """Raises CheckpointError where the context lacks a size, or holds one that our model cannot have."""
     fields = section(checkpoint, "language_transformer_config", presets)
-    hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    head_dim = fields.integer("kv_channels", max(1, hidden_size // num_heads))
+    head_dim = head_dim_of(fields)
     if head_dim != HEAD_DIM:
         raise fields.error("kv_channels", f"attention heads of size {HEAD_DIM} were expected, these have {head_dim}")
-    return DecoderConfig(
-        num_layers=fields.integer("num_layers"),
-        hidden_size=hidden_size,
-        num_heads=num_heads,
-        num_kv_heads=fields.integer("num_query_groups", num_heads),
-        head_dim=head_dim,
-        intermediate_size=fields.integer("ffn_hidden_size"),
-        # Without a size of its own NeMo pads the tokenizer's, so only the tensor knows it.
-        vocab_size=fields.integer("vocab_size", checkpoint.weights.shape(WORD_EMBEDDINGS)[0]),
-        norm_eps=fields.number("layernorm_epsilon", 1e-6),
-        rope_theta=fields.number("rotary_base", 1000000.0),
-        rope_sections=ROPE_SECTIONS,
-        tied_embeddings=fields.flag("share_embeddings_and_output_weights", False),
-        qkv_bias=True,
+    return read_decoder(
+        checkpoint, fields, norm_eps=1e-6, rope_theta=1000000.0, rope_sections=ROPE_SECTIONS, qkv_bias=True
     )
 
 
