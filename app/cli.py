@@ -15,7 +15,6 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
-from app import tracing
 from app.application import create_app
 from app.connection import Config, Patience
 from app.log import configure_logging
@@ -26,6 +25,7 @@ from app.supervisor import Supervisor
 from app.tls import tls_options
 from app.validation import sentence
 from app.worker.pool import WorkerPool
+from protocol import tracing
 
 PROGRAM = "multimodal-gateway"
 MAX_HEADER_BYTES = 64 * 1024

@@ -6,10 +6,6 @@ hang below ``generate`` (:attr:`protocol.messages.Submit.trace_parent`). Without
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import socket
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -23,23 +19,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.middleware.access import METHODS, PROBES
 from protocol.messages import Delta, EndDelta, Outcome, Submit
+from protocol.tracing import SpanExport
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
 SERVICE = "multimodal-gateway"
-CLOSE_SECONDS = 3.0
-"""For the last spans to leave."""
-NEEDED = "--otlp_endpoint needs OpenTelemetry's packages: install nemo-multimodal-serving[tracing]."
-
-
-def installed() -> bool:
-    """Whether the packages are there; :data:`NEEDED` says which."""
-    try:
-        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc.trace_exporter") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 @dataclass
@@ -54,28 +40,11 @@ class _Request:
 _request: ContextVar[_Request | None] = ContextVar("request", default=None)
 
 
-class Tracing:
-    """Makes spans and sends them over OTLP/gRPC in the background; OpenTelemetry's own ``OTEL_*`` variables apply."""
+class Tracing(SpanExport):
+    """Makes spans and sends them."""
 
     def __init__(self, endpoint: str) -> None:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-        service = os.environ.get("OTEL_SERVICE_NAME", SERVICE)
-        resource = Resource.create({"service.name": service, "host.name": socket.gethostname()})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
-        self._tracer = self._provider.get_tracer("app")
-        self._propagator = TraceContextTextMapPropagator()
-
-    def close(self) -> None:
-        """Sends what is left; a collector that is away does not hold us up."""
-        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
-        closing.start()
-        closing.join(CLOSE_SECONDS)
+        super().__init__(endpoint, service=SERVICE, scope="app")
 
     def request_span(self, scope: Scope) -> Span:
         """The span of a request, below the caller's own if it sent one in ``traceparent``."""
@@ -83,8 +52,8 @@ class Tracing:
 
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
         attributes = {"http.request.method": method, "multimodal.request_id": scope["state"]["request_id"]}
-        caller = self._propagator.extract(Headers(scope=scope))
-        return self._tracer.start_span(method, context=caller, kind=SpanKind.SERVER, attributes=attributes)
+        caller = self.propagator.extract(Headers(scope=scope))
+        return self.tracer.start_span(method, context=caller, kind=SpanKind.SERVER, attributes=attributes)
 
     async def generation(
         self, submit: Submit, generate: Callable[[Submit], AsyncGenerator[Delta, None]]
@@ -95,15 +64,15 @@ class Tracing:
         request = _request.get()
         if request is not None and not request.taken_in:
             request.taken_in = True
-            self._tracer.start_span("intake", context=request.context, start_time=request.began).end()
-        span = self._tracer.start_span(
+            self.tracer.start_span("intake", context=request.context, start_time=request.began).end()
+        span = self.tracer.start_span(
             "generate",
             context=None if request is None else request.context,
             kind=SpanKind.CLIENT,
             attributes={"gen_ai.request.model": submit.model, "multimodal.pictures": len(submit.pictures)},
         )
         headers: dict[str, str] = {}
-        self._propagator.inject(headers, set_span_in_context(span))
+        self.propagator.inject(headers, set_span_in_context(span))
         try:
             async with aclosing(generate(replace(submit, trace_parent=headers["traceparent"]))) as deltas:
                 begun = False

@@ -9,7 +9,7 @@ import sys
 import httpx
 import pytest
 
-from app import cli, tracing
+from app import cli
 from protocol.messages import ErrorCode, RequestError
 from tests.app.conftest import GENERATE, gateway_with, until
 from tests.app.test_pool import fleet
@@ -91,7 +91,7 @@ async def test_a_second_try_is_of_the_same_trace_and_what_the_caller_does_not_sa
 
 
 async def test_a_collector_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("protocol.tracing.CLOSE_SECONDS", 0.2)
     async with gateway_with(otlp_endpoint="http://127.0.0.1:9") as gateway:
         assert (await gateway.generate("x")).status_code == 200
 

@@ -6,53 +6,22 @@ Below the gateway's span there is one for the worker, and below that one for eac
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import socket
-import threading
 import time
 from collections.abc import Callable
 
 from protocol.messages import Delta, EndDelta, Outcome, Submit
+from protocol.tracing import SpanExport
 
 SERVICE = "multimodal-worker"
-CLOSE_SECONDS = 3.0
-"""For the last spans to leave."""
-NEEDED = "--otlp_endpoint needs OpenTelemetry's packages: install nemo-multimodal-serving[tracing]."
 PARTS = ("prepare", "queue", "prefill", "decode")
 """In this order, each where the one before it ends; fields of ``Timings``."""
 
 
-def installed() -> bool:
-    """Whether the packages are there; :data:`NEEDED` says which."""
-    try:
-        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc.trace_exporter") is not None
-    except ModuleNotFoundError:
-        return False
-
-
-class Tracing:
-    """Makes spans and sends them over OTLP/gRPC in the background; OpenTelemetry's own ``OTEL_*`` variables apply."""
+class Tracing(SpanExport):
+    """Makes spans and sends them."""
 
     def __init__(self, endpoint: str) -> None:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-        service = os.environ.get("OTEL_SERVICE_NAME", SERVICE)
-        resource = Resource.create({"service.name": service, "host.name": socket.gethostname()})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
-        self._tracer = self._provider.get_tracer("triton_worker")
-        self._propagator = TraceContextTextMapPropagator()
-
-    def close(self) -> None:
-        """Send what is left; a collector that is away does not hold us up."""
-        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
-        closing.start()
-        closing.join(CLOSE_SECONDS)
+        super().__init__(endpoint, service=SERVICE, scope="triton_worker")
 
     def traced(self, submit: Submit, emit: Callable[[Delta], None]) -> Callable[[Delta], None]:
         """The same ``emit``; the spans are made with the terminal delta. Without a gateway's span there are none."""
@@ -71,9 +40,9 @@ class Tracing:
     def _make_spans(self, headers: dict[str, str], began: int, end: EndDelta) -> None:
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
-        gateway = self._propagator.extract(headers)
+        gateway = self.propagator.extract(headers)
         attributes = {"multimodal.generation_id": end.request_id, "multimodal.outcome": end.outcome.value}
-        worker = self._tracer.start_span(
+        worker = self.tracer.start_span(
             "worker", context=gateway, kind=SpanKind.SERVER, attributes=attributes, start_time=began
         )
         if end.outcome is Outcome.FAILED:
@@ -84,5 +53,5 @@ class Tracing:
             for part in PARTS:
                 since, until = until, until + round(getattr(end.timings, part) * 1e9)
                 if until > since:
-                    self._tracer.start_span(part, context=context, start_time=since).end(until)
+                    self.tracer.start_span(part, context=context, start_time=since).end(until)
         worker.end()

@@ -17,7 +17,7 @@ from typing import Any
 import tritonclient.grpc as triton_client
 from tqdm import tqdm
 
-from protocol import wire
+from protocol import tracing, wire
 from protocol.messages import Control
 from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from triton_worker.engine.messages import FromEngine, LoadProgress
@@ -28,7 +28,6 @@ from triton_worker.parallel.torchrun import Torchrun
 from triton_worker.processing.pictures import PictureLimits
 from triton_worker.processing.processor import Processor
 from triton_worker.processing.prompt_format import PromptFormat
-from triton_worker.serving import tracing
 from triton_worker.serving.devices import DeviceError, check_rank_count, resolve_device
 from triton_worker.serving.engine_settings import engine_settings, prompt_format
 from triton_worker.serving.front import Front
@@ -36,6 +35,7 @@ from triton_worker.serving.leftovers import RunDirectory, sweep_dead_runs
 from triton_worker.serving.reference_model import ReferenceModel
 from triton_worker.serving.settings import UnusableSettings, WorkerSettings
 from triton_worker.serving.supervisor import RESTARTS, EngineGone, EngineSupervisor
+from triton_worker.serving.tracing import Tracing
 from triton_worker.serving.triton import TritonServer
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class _Worker:
         processor = Processor(checkpoint, prompts, PictureLimits())
         self._loop = asyncio.new_event_loop()
         self._engine = self._start_engine(prompts, processor)
-        self._tracing = None if settings.otlp_endpoint is None else tracing.Tracing(settings.otlp_endpoint)
+        self._tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint)
         self._front = Front(
             model=settings.model_name,
             processor=processor,
