@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -63,6 +64,9 @@ def serve(settings: Settings, listener: socket.socket, serves: Connection | None
     # once more, having stopped, shall not kill us.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
+    # What is here now stays: collections need not walk through it again and again.
+    gc.collect()
+    gc.freeze()
     server.run(sockets=[listener])
     if not server.started:
         _die("the gateway could not start.")
