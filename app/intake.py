@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
 from starlette.requests import Request
@@ -13,12 +14,13 @@ from starlette.requests import Request
 from app.answer_format import MAX_GRAMMAR_CHARACTERS
 from app.data_url import from_picture_url
 from app.errors import ApiError, bad_request
+from app.large import in_thread_if_large
 from app.multipart import Part, read_parts
 from app.parameters import GenerationParameters
 from app.pictures import AskedPicture, Picture, check_bytes, from_base64
 from app.schemas import BatchBody, GenerateBody, PictureSource
 from app.settings import Settings
-from app.validation import Model, json_document, validated, validated_json
+from app.validation import json_document, validated
 
 PARAMETERS = frozenset(GenerationParameters.model_fields)
 TEXT_PARAMETERS = frozenset({"guided_regex", "cache_salt"})
@@ -26,6 +28,8 @@ TEXT_FIELDS = frozenset({"prompt", "model", "params"})
 FORM_FIELDS = PARAMETERS | TEXT_FIELDS
 MAX_FIELD_BYTES = 5 * MAX_GRAMMAR_CHARACTERS
 """For every form field but ``prompt`` and ``image``: a grammar, a character of which may take four bytes, fits."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,22 @@ async def read_generate_call(request: Request, settings: Settings) -> GenerateCa
         case "multipart/form-data":
             call = _from_form(await _read_form(request, content_type, settings))
         case "application/json":
-            call = await asyncio.to_thread(_from_json, await read_body(request), settings)
+            call = await read_json(request, partial(_from_json, settings=settings))
         case _:
             raise _unsupported_media_type("Send multipart/form-data or application/json.")
     check_length(sum(len(ask.prompt) for ask in call.asks), "prompts" if call.is_batch else "prompt", settings)
     return call
 
 
-async def read_json(request: Request, kind: type[Model]) -> Model:
-    """The body of a route that takes JSON only. Raises :class:`ApiError` for what is wrong with it."""
+async def read_json(request: Request, read: Callable[[bytes], Result]) -> Result:
+    """What ``read`` makes of the body of a route that takes JSON only.
+
+    Raises :class:`ApiError` for what is wrong with it.
+    """
     if _media_type(request.headers.get("content-type", "")) != "application/json":
         raise _unsupported_media_type("Send application/json.")
-    return await asyncio.to_thread(validated_json, kind, await read_body(request))
+    body = await read_body(request)
+    return await in_thread_if_large(len(body), read, body)
 
 
 async def read_body(request: Request) -> bytes:

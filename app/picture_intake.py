@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from app.disconnect import all_of
 from app.errors import ApiError
+from app.large import in_thread_if_large
 from app.media.fetcher import Allowance, MediaFetcher, not_allowed
-from app.pictures import AskedPicture, Picture, check_count, check_pictures
+from app.pictures import AskedPicture, LinkedPicture, Picture, check_count, check_pictures
 from app.settings import Settings
 
 
@@ -35,15 +35,19 @@ class PictureIntake:
             return []
         try:
             check_count(asked, self._settings)
-            pictures = await all_of(self._fetched(picture, allowance) for picture in asked)
-            await asyncio.to_thread(check_pictures, pictures, self._settings)
+            pictures = await self._all_fetched(asked, allowance)
+            size = sum(len(picture.data) for picture in pictures)
+            await in_thread_if_large(size, check_pictures, pictures, self._settings)
         except ApiError as error:
             return error
         return pictures
 
-    async def _fetched(self, picture: AskedPicture, allowance: Allowance) -> Picture:
-        if isinstance(picture, Picture):
-            return picture
+    async def _all_fetched(self, asked: Sequence[AskedPicture], allowance: Allowance) -> list[Picture]:
+        links = (picture for picture in asked if isinstance(picture, LinkedPicture))
+        fetched = iter(await all_of(self._fetched(link, allowance) for link in links))
+        return [picture if isinstance(picture, Picture) else next(fetched) for picture in asked]
+
+    async def _fetched(self, picture: LinkedPicture, allowance: Allowance) -> Picture:
         if self._fetcher is None:
             raise not_allowed("Picture URLs are off on this server: send the picture itself.", picture.field)
         return Picture(await self._fetcher.fetch(picture, allowance), picture.field)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
@@ -26,10 +25,12 @@ from app.openai.schemas import (
     ChatDelta,
 )
 from app.picture_intake import PictureIntake
+from app.pictures import AskedPicture
 from app.reply import Reply, respond
 from app.settings import Settings
+from app.validation import validated_json
 from app.worker.pool import WorkerPool
-from protocol.messages import Submit, TokenDelta, Usage
+from protocol.messages import ChatMessage, Submit, TokenDelta, Usage
 
 
 def router(settings: Settings, worker: WorkerPool, intake: PictureIntake) -> APIRouter:
@@ -41,12 +42,15 @@ def router(settings: Settings, worker: WorkerPool, intake: PictureIntake) -> API
         return await respond(request, worker, *await read(request), settings=settings)
 
     async def read(request: Request) -> tuple[list[Submit], Reply, bool]:
-        asked = await read_json(request, ChatCompletionRequest)
-        messages, asked_pictures = await asyncio.to_thread(read_conversation, asked.messages, settings)
+        asked, messages, asked_pictures = await read_json(request, read_body)
         model = served_model(worker, asked.model)
         pictures = await unless_disconnected(request.receive, intake.take(asked_pictures))
         submit = new_submit(request, "chatcmpl", model, messages, pictures, asked, settings)
         return [submit], _Reply(submit, asked), asked.stream
+
+    def read_body(body: bytes) -> tuple[ChatCompletionRequest, tuple[ChatMessage, ...], list[AskedPicture]]:
+        asked = validated_json(ChatCompletionRequest, body)
+        return asked, *read_conversation(asked.messages, settings)
 
     return routes
 

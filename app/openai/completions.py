@@ -7,6 +7,7 @@ the worker's one way past the template reads special tokens in a prompt as speci
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -20,6 +21,7 @@ from app.openai.reply import OpenAIReply
 from app.openai.schemas import CompletionRequest, TextChoice, TextChunkChoice, TextCompletion, TextCompletionChunk
 from app.reply import Reply, respond
 from app.settings import Settings
+from app.validation import validated_json
 from app.worker.pool import WorkerPool
 from protocol.messages import Submit, TokenDelta
 
@@ -33,7 +35,7 @@ def router(settings: Settings, worker: WorkerPool) -> APIRouter:
         return await respond(request, worker, *await read(request), settings=settings)
 
     async def read(request: Request) -> tuple[list[Submit], Reply, bool]:
-        asked = await read_json(request, CompletionRequest)
+        asked = await read_json(request, partial(validated_json, CompletionRequest))
         check_length(sum(map(len, asked.prompt)), "prompt", settings)
         model = served_model(worker, asked.model)
         submits = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 
 from fastapi import APIRouter, Request
@@ -17,6 +16,7 @@ from app.openai.schemas import TokenizeRequest, Tokens
 from app.picture_intake import PictureIntake
 from app.pictures import AskedPicture
 from app.settings import Settings
+from app.validation import validated_json
 from app.worker.pool import WorkerPool
 from protocol.messages import ChatMessage, Submit
 
@@ -27,8 +27,7 @@ def router(settings: Settings, worker: WorkerPool, intake: PictureIntake) -> API
     @routes.post("/v1/tokenize", include_in_schema=False)
     @routes.post("/tokenize", response_model=Tokens, **TOKENIZE_OPERATION)
     async def tokenize(request: Request) -> Tokens:
-        asked = await read_json(request, TokenizeRequest)
-        messages, asked_pictures = await asyncio.to_thread(_conversation, asked, settings)
+        asked, messages, asked_pictures = await read_json(request, read_body)
         model = served_model(worker, asked.model)
         pictures = await unless_disconnected(request.receive, intake.take(asked_pictures))
         submit = Submit(
@@ -47,6 +46,10 @@ def router(settings: Settings, worker: WorkerPool, intake: PictureIntake) -> API
             raise internal_error()
         tokens = list(answer.prompt_token_ids)
         return Tokens(count=len(tokens), max_model_len=worker.models[model], tokens=tokens)
+
+    def read_body(body: bytes) -> tuple[TokenizeRequest, tuple[ChatMessage, ...], list[AskedPicture]]:
+        asked = validated_json(TokenizeRequest, body)
+        return asked, *_conversation(asked, settings)
 
     return routes
 
