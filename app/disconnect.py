@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -13,22 +13,31 @@ from app.errors import ClientGone
 Result = TypeVar("Result")
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+async def unless_disconnected(receive: Receive, work: Awaitable[Result]) -> Result:
     """The result of ``work``; cancels it and raises :class:`ClientGone` when the caller hangs up first.
 
     The request's body must have been read: what ``receive`` has left to say is the hang-up.
     """
-    working = asyncio.create_task(work)
-    listening = asyncio.create_task(_disconnected(receive))
+    working = asyncio.current_task()
+    assert working is not None
+    gone = False
+
+    async def listen() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        working.cancel()  # it waits for ``work``, which is where it learns of this
+
+    listening = asyncio.create_task(listen())
     try:
-        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if gone:
+            raise ClientGone from None
+        raise
     finally:
-        working.cancel()
         listening.cancel()
-        await asyncio.gather(working, listening, return_exceptions=True)
 
 
 async def all_of(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -40,8 +49,3 @@ async def all_of(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
         for task in working:
             task.cancel()
         await asyncio.gather(*working, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
