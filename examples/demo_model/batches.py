@@ -6,7 +6,6 @@ import io
 from dataclasses import dataclass, field
 from random import Random
 
-import numpy
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
@@ -85,7 +84,7 @@ class BatchMaker:
         image = draw(scene)
         if self.rng.random() < 0.5:
             image = Image.open(io.BytesIO(encode_jpeg(image, self.rng)))
-        resized = resize_picture(numpy.array(image), ResizeBounds())
+        resized = resize_picture(image, ResizeBounds())
         return torch.from_numpy(resized).permute(2, 0, 1)
 
     def _row(self, scenes: list[Scene], grid: tuple[int, int], easy: bool) -> Row:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-import numpy
 import pytest
 import torch
 from PIL import Image
@@ -139,7 +138,7 @@ def test_pictures_are_resized_as_transformers_does() -> None:
     processor = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
     for scene in scenes(seed=9, number=4):
         image = draw(scene)
-        pixels = torch.from_numpy(resize_picture(numpy.array(image), ResizeBounds())).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(resize_picture(image, ResizeBounds())).permute(2, 0, 1)[None]
         expected = processor(images=image, return_tensors="pt")["pixel_values"].view(-1, 3, 2, 14 * 14)
         ours = _patches(pixels)[0].view(-1, 3, 14 * 14)
         assert torch.equal(expected[:, :, 0], expected[:, :, 1])

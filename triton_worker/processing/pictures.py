@@ -77,8 +77,8 @@ class PicturePreparation(Protocol):
         """How many embeddings a picture of this size will have. Raises PictureError for one that cannot be taken."""
         ...
 
-    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """uint8 [height, width, 3] -> the same in the size that the model takes. Raises PictureError as above."""
+    def prepare(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """An RGB picture -> uint8 [height, width, 3] in the size that the model takes. Raises PictureError as above."""
         ...
 
 
@@ -98,7 +98,7 @@ class SmartResize:
         height, width = smart_resize(height, width, self.unit, bounds.min_pixels, bounds.max_pixels)
         return height // self.unit * (width // self.unit)
 
-    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def prepare(self, picture: Image.Image) -> NDArray[np.uint8]:
         return resize_picture(picture, self.bounds, self.unit)
 
 
@@ -117,13 +117,13 @@ class CentreCrop:
         _check_aspect_ratio(height, width)
         return self.most_tokens
 
-    def prepare(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def prepare(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Bicubic with Pillow on 8-bit values, rounded down, which is what transformers' processor does."""
-        height, width = picture.shape[:2]
+        width, height = picture.size
         _check_aspect_ratio(height, width)
         shorter = min(height, width)
         new_height, new_width = (int(self.side * length / shorter) for length in (height, width))
-        image = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.BICUBIC)
+        image = picture.resize((new_width, new_height), Image.Resampling.BICUBIC)
         top, left = (new_height - self.side) // 2, (new_width - self.side) // 2
         return np.array(image)[top : top + self.side, left : left + self.side].copy()
 
@@ -134,8 +134,8 @@ def picture_size(data: bytes, limits: PictureLimits) -> tuple[int, int]:
         return image.height, image.width
 
 
-def decode_picture(data: bytes, limits: PictureLimits) -> NDArray[np.uint8]:
-    """The first frame of an encoded picture, upright, on white where it is transparent: uint8 [height, width, 3], RGB.
+def decode_picture(data: bytes, limits: PictureLimits) -> Image.Image:
+    """The first frame of an encoded picture, upright, on white where it is transparent, in RGB.
 
     The size in the header is checked before anything is unpacked. Raises PictureError.
     """
@@ -183,15 +183,14 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return new_height, new_width
 
 
-def resize_picture(picture: NDArray[np.uint8], bounds: ResizeBounds, unit: int = 28) -> NDArray[np.uint8]:
-    """uint8 [height, width, 3] -> the same, sides in multiples of `unit` and within `bounds`. Raises PictureError.
+def resize_picture(picture: Image.Image, bounds: ResizeBounds, unit: int = 28) -> NDArray[np.uint8]:
+    """RGB -> uint8 [height, width, 3], sides in multiples of `unit` and within `bounds`. Raises PictureError.
 
     Bicubic with Pillow on 8-bit values, which is what transformers' processor does.
     """
-    height, width = picture.shape[:2]
+    width, height = picture.size
     new_height, new_width = smart_resize(height, width, unit, bounds.min_pixels, bounds.max_pixels)
-    image = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.BICUBIC)
-    return np.array(image)
+    return np.array(picture.resize((new_width, new_height), Image.Resampling.BICUBIC))
 
 
 def _check_aspect_ratio(height: int, width: int) -> None:
@@ -210,15 +209,15 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow would clip 16-bit greys at 255, which leaves nearly all of them white; keep the high byte instead.
         grey = (np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+        image = Image.fromarray(grey)
     if "A" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.array(image.convert("RGB"))
+    return image.convert("RGB")
 
 
 def _damaged() -> PictureError:

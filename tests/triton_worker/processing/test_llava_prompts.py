@@ -160,11 +160,11 @@ SIZES = [(56, 56), (40, 90), (333, 57), (57, 56), (700, 701), (1, 1), (5, 900)]
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("side", [56, 336])
 def test_pictures_equal_those_of_transformers(height: int, width: int, side: int) -> None:
-    picture = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    picture = Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8))
     theirs = CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_rescale=False, do_normalize=False
     )
-    expected = theirs(Image.fromarray(picture), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    expected = theirs(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     preparation = CentreCrop(side, 14)
     prepared = preparation.prepare(picture)
     assert prepared.dtype == np.uint8
@@ -176,7 +176,7 @@ def test_a_picture_too_long_is_refused_before_it_is_made_large() -> None:
     with pytest.raises(PictureError, match="more than 200 times"):
         CentreCrop(336, 14).tokens(1, 300)
     with pytest.raises(PictureError, match="more than 200 times"):
-        CentreCrop(336, 14).prepare(np.zeros((1, 300, 3), np.uint8))
+        CentreCrop(336, 14).prepare(Image.new("RGB", (300, 1)))
 
 
 def test_a_request_becomes_token_ids_and_pixels(checkpoint: Path) -> None:

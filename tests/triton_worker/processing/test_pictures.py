@@ -57,9 +57,7 @@ def png_header(width: int, height: int, *, bits: int = 8, rows: bytes = bytes(10
 def test_lossless_formats_decode_to_the_same_pixels(kind: str) -> None:
     pixels = noise(20, 31)
     decoded = decode_picture(encode(Image.fromarray(pixels), kind, lossless=True), LIMITS)
-    assert decoded.dtype == np.uint8
-    assert decoded.flags["C_CONTIGUOUS"]
-    assert decoded.flags["WRITEABLE"]
+    assert decoded.mode == "RGB"
     np.testing.assert_array_equal(decoded, pixels)
 
 
@@ -72,7 +70,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
     frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
     for kind in ("GIF", "WEBP"):
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
-        assert decode_picture(data, LIMITS)[0, 0].tolist() == [255, 0, 0]
+        assert decode_picture(data, LIMITS).getpixel((0, 0)) == (255, 0, 0)
 
 
 def modes() -> dict[str, Image.Image]:
@@ -128,7 +126,7 @@ def test_sixteen_bit_greys_keep_their_shades() -> None:
     """Pillow, and transformers with it, would turn all of them but the darkest white."""
     shades = np.array([[0, 0x1234, 0x8000, 0xFFFF]], dtype=np.uint16).repeat(4, axis=0)
     decoded = decode_picture(encode(Image.fromarray(shades)), LIMITS)
-    assert decoded[0].tolist() == [[0] * 3, [0x12] * 3, [0x80] * 3, [0xFF] * 3]
+    assert np.array(decoded)[0].tolist() == [[0] * 3, [0x12] * 3, [0x80] * 3, [0xFF] * 3]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -155,7 +153,7 @@ def test_malformed_exif_is_passed_over(exif: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for kind in ("PNG", "JPEG"):
-            assert decode_picture(encode(Image.fromarray(pixels), kind, exif=exif), LIMITS).shape == (12, 9, 3)
+            assert decode_picture(encode(Image.fromarray(pixels), kind, exif=exif), LIMITS).size == (9, 12)
 
 
 @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 1)])
@@ -167,7 +165,7 @@ def test_too_many_pixels_are_refused_by_the_header(width: int, height: int) -> N
 
 def test_the_pixel_limit_is_inclusive() -> None:
     data = encode(Image.fromarray(noise(10, 10)))
-    assert decode_picture(data, PictureLimits(max_pixels_decoded=100)).shape == (10, 10, 3)
+    assert decode_picture(data, PictureLimits(max_pixels_decoded=100)).size == (10, 10)
     with pytest.raises(PictureError, match="more than 99 pixels"):
         decode_picture(data, PictureLimits(max_pixels_decoded=99))
 
@@ -191,7 +189,7 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     """Each costs 75 bytes in the file and a pass over all pixels, in C code that no thread can interrupt."""
     data = encode(Image.new("L", (2000, 2000), 128), "JPEG", progressive=True, quality=30)
     scan = data[data.rindex(b"\xff\xda") : -2]
-    assert decode_picture(data[:-2] + scan * 20 + data[-2:], LIMITS).shape == (2000, 2000, 3)
+    assert decode_picture(data[:-2] + scan * 20 + data[-2:], LIMITS).size == (2000, 2000)
     with pytest.raises(PictureError, match="more than 100 scans"):
         decode_picture(data[:-2] + scan * 10_000 + data[-2:], LIMITS)
 
@@ -239,7 +237,7 @@ def test_smart_resize_equals_transformers(bounds: ResizeBounds) -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 201), (4001, 20)])
 def test_extreme_aspect_ratios_are_refused(height: int, width: int) -> None:
     with pytest.raises(PictureError, match="200 times"):
-        resize_picture(noise(height, width), ResizeBounds())
+        resize_picture(Image.fromarray(noise(height, width)), ResizeBounds())
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 10), (10, 9), (-1, -1)])
@@ -251,10 +249,13 @@ def test_bounds_that_no_picture_meets_are_refused(low: int, high: int) -> None:
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize(("height", "width"), [(28, 56), (61, 47), (300, 113), (1, 1), (640, 480), (5, 900)])
 def test_patches_equal_those_of_transformers(height: int, width: int, bounds: ResizeBounds) -> None:
-    picture = noise(height, width)
+    picture = Image.fromarray(noise(height, width))
     size = {"shortest_edge": bounds.min_pixels, "longest_edge": bounds.max_pixels}
-    theirs = Qwen2VLImageProcessorPil(size=size)(Image.fromarray(picture), return_tensors="pt")
+    theirs = Qwen2VLImageProcessorPil(size=size)(picture, return_tensors="pt")
     resized = resize_picture(picture, bounds)
+    assert resized.dtype == np.uint8
+    assert resized.flags["C_CONTIGUOUS"]
+    assert resized.flags["WRITEABLE"]
     assert theirs["image_grid_thw"].tolist() == [[1, resized.shape[0] // 14, resized.shape[1] // 14]]
     config = VisionConfig(num_layers=1, hidden_size=16, num_heads=1, intermediate_size=16)
     embedding = PatchEmbedding(config, dtype=torch.float32, device=torch.device("cpu"))
