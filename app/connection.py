@@ -44,7 +44,11 @@ class Config(uvicorn.Config):
 
 
 class Connection(H11Protocol):
-    """One connection; many requests, one after the other."""
+    """One connection; many requests, one after the other.
+
+    Not with httptools, which is faster: it loses the bodies of requests that offer an upgrade to HTTP/2, as those of
+    Java's HttpClient all do (uvicorn's issue 2722).
+    """
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, dict(app_state), _loop)

@@ -173,3 +173,16 @@ async def test_pipelined_requests_are_answered_in_turn(gateway: Gateway) -> None
     last = LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     answer = await answer_to(gateway.port, LIVE * 20 + last)
     assert answer.count(b"HTTP/1.1 200") == 21
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 19", "Transfer-Encoding: chunked"])
+async def test_an_offer_of_another_protocol_is_passed_over(gateway: Gateway, length: str) -> None:
+    """Java's HttpClient makes it with every request; uvicorn's httptools loses the body of such a request."""
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+    body = json.dumps({"prompt": "hello"})
+    if "chunked" in length:
+        body = f"{len(body):x}\r\n{body}\r\n0\r\n\r\n"
+    last = LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    answer = await answer_to(gateway.port, f"{HEAD}{offer}{length}\r\n\r\n{body}".encode() + last)
+    assert answer.count(b"HTTP/1.1 200") == 2
+    assert b'"text":"hello"' in answer
