@@ -1,5 +1,6 @@
 # make serve   set everything up and serve the demo checkpoint on the CPU
 # make test    set everything up and run all checks and tests
+# make test-nemo-interop   beside NVIDIA's NeMo, in an environment of its own (1.5 GB), what tests/interop tests
 
 CHECKPOINT ?= examples/demo_model/checkpoint
 MODEL_NAME ?= demo
@@ -15,7 +16,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test check clean
+# NeMo asks for older versions of much that is used here.
+NEMO_VENV ?= .interop/nemo-2.7.3
+NEMO_PYTHON := $(abspath $(NEMO_VENV))/bin/python
+NEMO_PIP_INSTALL := $(NEMO_PYTHON) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: serve test test-nemo-interop check clean
 
 serve: $(VENV)/.serving
 	@exec $(BIN)/deploy_inframework_triton --nemo_checkpoint $(CHECKPOINT) --triton_model_name $(MODEL_NAME) \
@@ -23,6 +29,9 @@ serve: $(VENV)/.serving
 
 test: check
 	$(BIN)/python -m pytest
+
+test-nemo-interop: $(VENV)/.testing $(NEMO_VENV)/.complete
+	NEMO_PYTHON=$(NEMO_PYTHON) $(BIN)/python -m pytest tests/interop
 
 check: $(VENV)/.testing
 	$(BIN)/ruff check .
@@ -44,4 +53,13 @@ $(VENV)/.serving: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.testing: $(VENV)/.serving
 	@echo "Installing what the tests need into $(VENV) ..."
 	$(PIP_INSTALL) --editable '.[gateway,worker,test]'
+	@touch $@
+
+$(NEMO_VENV)/.complete: tests/interop/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
+		{ echo "error: NeMo's environment needs Python 3.11 or 3.12; name one with make test-nemo-interop PYTHON=..."; exit 1; }
+	@echo "Installing NeMo into $(NEMO_VENV) ..."
+	$(PYTHON) -m venv $(NEMO_VENV)
+	$(NEMO_PIP_INSTALL) --constraint $< torch
+	$(NEMO_PIP_INSTALL) --no-deps --requirement $<
 	@touch $@
