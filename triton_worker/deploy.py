@@ -134,7 +134,8 @@ def _watch(stop_asked: threading.Event, parts: tuple[_Part, _Part], arguments: a
 def _is_ready(arguments: argparse.Namespace) -> bool:
     host = _WILDCARDS.get(arguments.server_address, arguments.server_address)
     url = f"{_scheme(arguments)}://{f'[{host}]' if ':' in host else host}:{arguments.server_port}/health/ready"
-    unverified = ssl.create_default_context()  # the certificate is for the name that callers use, not for this address
+    # The certificate is for the name that callers use, not for this address.
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
     try:
