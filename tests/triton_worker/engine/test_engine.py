@@ -94,6 +94,8 @@ def test_chunks_and_cache_hits_change_no_token(
     engine = Engine(
         model, IMAGE_PAD, 4096, limits(64, model, max_prefill_tokens=max_prefill_tokens, prefix_cache=prefix_cache)
     )
+    cache = engine._runner._cache  # whatever its memory held before
+    cache.keys[:], cache.values[:] = float("nan"), float("inf")
     requests = [generate(str(i), prompt) for i, prompt in enumerate(PROMPTS)]
     for _ in ("missed", "hit"):
         tokens = run(engine, *requests)
