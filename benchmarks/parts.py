@@ -46,7 +46,7 @@ def _part(command: list[str]) -> str | None:
         return GATEWAY
     if command[1:3] == ["-m", "triton_worker"]:
         return FRONT
-    return ENGINE if any("spawn_main" in word for word in command) else None
+    return ENGINE if any("multiprocessing.forkserver" in word for word in command) else None
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import queue
 import shutil
@@ -12,8 +11,10 @@ import tempfile
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from triton_worker.engine.fork_server import fork_server
 from triton_worker.engine.messages import FromEngine, LoadProgress, Shutdown, ToEngine
 from triton_worker.engine.rank import EngineSettings, RankPlace, run_rank
 
@@ -40,15 +41,16 @@ class EngineProcess:
         self._on_message = on_message
         self._on_exit = on_exit
         self._meeting = Path(tempfile.mkdtemp(prefix="engine-"))
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
         self._progress: dict[Connection, LoadProgress] = {}
-        for rank_place in [place] if place is not None else self._places(settings.layout.count):
-            self._start(settings, rank_place)
-        # Sending a picture blocks while a step runs: a thread waits for it, so that the caller never does.
+        self._killed = threading.Event()
         self._outbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
-        threading.Thread(target=self._send_all, name="engine-sender", daemon=True).start()
-        self._receiver = threading.Thread(target=self._receive_all, name="engine-receiver", daemon=True)
+        places = [place] if place is not None else self._places(settings.layout.count)
+        # A thread, for the fork server may import torch first.
+        self._receiver = threading.Thread(
+            target=self._receive_all, args=(settings, places), name="engine-receiver", daemon=True
+        )
         self._receiver.start()
 
     @property
@@ -69,7 +71,8 @@ class EngineProcess:
 
     def kill(self) -> None:
         """End the processes by force."""
-        for process in self._processes:
+        self._killed.set()
+        for process in list(self._processes):
             process.kill()
 
     def _places(self, count: int) -> list[RankPlace]:
@@ -77,9 +80,9 @@ class EngineProcess:
         return [RankPlace(rank, rank, count, str(self._meeting / "ranks")) for rank in range(count)]
 
     def _start(self, settings: EngineSettings, place: RankPlace) -> None:
-        context = multiprocessing.get_context("spawn")
-        connection, child_end = context.Pipe()
-        process = context.Process(
+        server = fork_server()
+        connection, child_end = server.Pipe()
+        process = server.Process(
             target=_run, args=(child_end, settings, place), name=f"engine-{place.rank}", daemon=True
         )
         process.start()
@@ -93,9 +96,13 @@ class EngineProcess:
             while (message := self._outbox.get()) is not None:
                 self._connections[0].send(message)
 
-    def _receive_all(self) -> None:
+    def _receive_all(self, settings: EngineSettings, places: list[RankPlace]) -> None:
         try:
-            while True:
+            for place in places:
+                self._start(settings, place)
+            # Sending a picture blocks while a step runs: a thread waits for it, so that the caller never does.
+            threading.Thread(target=self._send_all, name="engine-sender", daemon=True).start()
+            while not self._killed.is_set():
                 for connection in wait(self._connections):
                     assert isinstance(connection, Connection)
                     self._take(connection, connection.recv())
