@@ -66,7 +66,9 @@ async def serving(settings: Settings, network: Network | None = None) -> AsyncIt
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     server = build_server(settings, network=network)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+    # Without TLS there is no need to read the certificates of authorities, which takes long.
+    client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False, verify=False)
+    async with client:
         running = asyncio.create_task(server.serve([listener]))
         try:
             await until(lambda: server.started)
