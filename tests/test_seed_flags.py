@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tritonclient.http as triton
 
 from clients import query_inframework
-from tests.e2e.deployment import FIXTURE, ROOT, Deployment, deployed
-from tests.e2e.reference_wire import infer
+from tests.e2e.deployment import FIXTURE, ROOT
 from triton_worker import deploy
 from triton_worker.serving.flags import add_worker_flags, settings_from
 from triton_worker.serving.worker import run_worker
@@ -128,29 +126,6 @@ def test_more_ranks_than_gpus_are_refused(flag: str, capsys: pytest.CaptureFixtu
     arguments = parse_deploy("-nc", str(FIXTURE), "--device", "cuda", flag, "2")
     assert run_worker(settings_from(arguments), threading.Event()) == 1
     assert re.fullmatch("error: .*GPU.*\n", capsys.readouterr().err)
-
-
-def test_a_size_that_does_not_divide_the_model_is_refused(tmp_path: Path) -> None:
-    with deployed(tmp_path, "-tps", "3", wait=False) as deployment:
-        assert deployment.process.wait(120) == 1
-        assert "error: --tensor_parallel_size 3 does not divide the model's 4 attention heads." in deployment.log
-        assert "Traceback" not in deployment.log
-
-
-@pytest.fixture(scope="module")
-def seeds_way(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Deployed by the seed's script, with short flags whose effect only Triton shows."""
-    with deployed(tmp_path_factory.mktemp("seed"), "-tmv", "3", "-mbs", "2", "-ibts", "50", "-dm") as deployment:
-        yield deployment
-
-
-def test_version_and_batch_size_reach_triton(seeds_way: Deployment) -> None:
-    with triton.InferenceServerClient(f"127.0.0.1:{seeds_way.ports['http']}") as client:
-        assert client.get_model_metadata("tiny")["versions"] == ["3"]
-    prompt = [b"A prompt of more than fifty tokens, " * 5]  # let through alone, whatever the threshold says
-    assert len(infer(seeds_way, prompts=[prompt, prompt])) == 2
-    with pytest.raises(triton.InferenceServerException, match="batch-size must be <= 2"):
-        infer(seeds_way, prompts=[prompt, prompt, prompt])
 
 
 # -- query_inframework -------------------------------------------------------------------------------------------------

@@ -20,6 +20,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         yield deployment
 
 
+@pytest.fixture(scope="session")
+def seeds_way(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The fixture checkpoint under flags of the seed whose effect only Triton shows; its engine may be killed."""
+    with deployed(tmp_path_factory.mktemp("seed"), "-tmv", "3", "-mbs", "2", "-ibts", "50", "-dm") as deployment:
+        yield deployment
+
+
 @pytest.fixture
 def client(tiny: Deployment) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=tiny.url, timeout=60) as client:

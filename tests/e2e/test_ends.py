@@ -41,8 +41,7 @@ def assert_ports_free(deployment: Deployment) -> None:
             probe.bind(("127.0.0.1", port))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_end_it_finishes_what_runs_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_asked_to_end_it_finishes_what_runs_and_leaves_nothing(tmp_path: Path) -> None:
     before = traces()
     with deployed(tmp_path) as deployment, ThreadPoolExecutor(4) as pool:
         family = deployment.descendants()
@@ -51,7 +50,7 @@ def test_asked_to_end_it_finishes_what_runs_and_leaves_nothing(tmp_path: Path, n
             pool.submit(httpx.post, deployment.url + ROUTE, json=long_request(200), timeout=60) for _ in range(4)
         ]
         time.sleep(0.5)
-        deployment.process.send_signal(number)
+        deployment.process.send_signal(signal.SIGINT)  # Ctrl-C; test_tracing.py ends its own by SIGTERM
         assert deployment.process.wait(60) == 0, deployment.log
         for answer in answers:
             result = answer.result()
@@ -99,16 +98,10 @@ def test_a_worker_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
         first.process.kill()
         first.process.wait()
     assert wait_gone(family, 2), "nothing outlived the worker; the test shows nothing"
-    with deployed(tmp_path / "second"):
-        assert wait_gone(family, 2) == []
+    with deployed(tmp_path / "second", wait=False) as second:
+        assert wait_gone(family, 60) == []
+        assert second.process.poll() is None
     assert traces() <= before
-
-
-def without(name: str, directory: Path) -> Path:
-    shutil.copytree(FIXTURE, directory)
-    target = directory / name
-    shutil.rmtree(target) if target.is_dir() else target.unlink()
-    return directory
 
 
 def cut(name: str, directory: Path) -> Path:
@@ -118,17 +111,11 @@ def cut(name: str, directory: Path) -> Path:
     return directory
 
 
+# One that the front refuses, and one that the engine does. What else may be wrong: tests/triton_worker/checkpoint.
 @pytest.mark.parametrize(
     ("fault", "expected"),
-    [
-        (lambda d: d / "nowhere", "nowhere"),
-        (lambda d: without("weights", d / "c"), "weights"),
-        (lambda d: without("weights/.metadata", d / "c"), ".metadata"),
-        (lambda d: without("weights/__0_1.distcp", d / "c"), "__0_1.distcp"),
-        (lambda d: cut("weights/__0_0.distcp", d / "c"), "__0_0.distcp"),
-        (lambda d: without("context/nemo_tokenizer", d / "c"), "tokenizer"),
-    ],
-    ids=["path", "weights", "metadata", "shard", "truncated shard", "tokenizer"],
+    [(lambda d: d / "nowhere", "nowhere"), (lambda d: cut("weights/__0_0.distcp", d / "c"), "__0_0.distcp")],
+    ids=["path", "truncated shard"],
 )
 def test_a_checkpoint_that_cannot_be_served(tmp_path: Path, fault: object, expected: str) -> None:
     checkpoint = fault(tmp_path)  # type: ignore[operator]
@@ -141,9 +128,8 @@ def test_a_checkpoint_that_cannot_be_served(tmp_path: Path, fault: object, expec
     assert "Ready" not in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("port", "flag"), [("rest", "--server_port"), ("http", "--triton_port"), ("grpc", "--triton_grpc_port")]
-)
+# One that the launcher looks at, and one that the worker does.
+@pytest.mark.parametrize(("port", "flag"), [("rest", "--server_port"), ("grpc", "--triton_grpc_port")])
 def test_a_port_that_is_taken_is_named(port: str, flag: str) -> None:
     ports = dict(zip(("rest", "http", "grpc", "metrics"), free_ports(4), strict=True))
     with socket.socket() as taken:
