@@ -1,0 +1,37 @@
+"""The engine over the paged kernels: the same tokens as over plain attention."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from tests.triton_worker.engine.test_engine import IMAGE_PAD, PROMPTS, generate, limits, run
+from tests.triton_worker.models.reference import NEMO_FIXTURE
+from triton_worker.checkpoint import open_checkpoint
+from triton_worker.engine.engine import Engine
+from triton_worker.engine.paged_attention import PagedAttention
+from triton_worker.engine.runner import ModelRunner
+from triton_worker.engine.scheduler import Chunk
+from triton_worker.models.interface import MultimodalModel
+from triton_worker.models.registry import load_model
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU all tests of the engine run over them")
+
+
+@pytest.fixture(scope="module")
+def model() -> MultimodalModel:
+    return load_model(open_checkpoint(NEMO_FIXTURE), torch.float32, torch.device("cpu"))
+
+
+def test_the_engine_makes_the_same_tokens(model: MultimodalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def paged(runner: ModelRunner, chunks: list[Chunk]) -> PagedAttention:
+        return PagedAttention.of(chunks, runner._cache, torch.device("cpu"))
+
+    requests = [generate(str(i), PROMPTS[i], max_tokens=3) for i in (3, 5)]
+    expected = run(Engine(model, IMAGE_PAD, 4096, limits(64, model)), *requests)
+    monkeypatch.setattr(ModelRunner, "_attention", paged)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=16))
+    engine = Engine(model, IMAGE_PAD, 4096, limits(64, model, max_prefill_tokens=9))
+    assert run(engine, *requests) == expected
