@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from protocol.messages import SamplingParameters
+from triton_worker.transfer import send
 
 if TYPE_CHECKING:
     from triton_worker.engine.sequence import Sequence
@@ -37,9 +38,9 @@ class Adjustments:
             prompt = torch.tensor(sequence.request.prompt_token_ids)
             counts[0] = torch.bincount(prompt, minlength=vocabulary)[:vocabulary]
         return cls(
-            bias_token_ids=torch.tensor(list(sampling.logit_bias), dtype=torch.int64, device=device),
-            bias=torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32, device=device),
-            counts=counts.to(device),
+            bias_token_ids=send(list(sampling.logit_bias), device, torch.int64),
+            bias=send(list(sampling.logit_bias.values()), device, torch.float32),
+            counts=send(counts, device),
         )
 
 
@@ -60,7 +61,7 @@ class LogitBias:
         kept = [_adjustments(sequences[row], vocabulary, device) for row in biased]
         repeats = torch.tensor([len(k.bias) for k in kept])
         return cls(
-            rows=torch.tensor(biased).repeat_interleave(repeats).to(device),
+            rows=send(torch.tensor(biased).repeat_interleave(repeats), device),
             token_ids=torch.cat([k.bias_token_ids for k in kept]),
             bias=torch.cat([k.bias for k in kept]),
         )
@@ -90,12 +91,12 @@ class Penalties:
         if not rows:
             return None
         sampling = [sequences[row].request.sampling for row in rows]
-        strengths = torch.tensor(
-            [[s.repetition_penalty, s.presence_penalty, s.frequency_penalty] for s in sampling], device=device
+        strengths = send(
+            [[s.repetition_penalty, s.presence_penalty, s.frequency_penalty] for s in sampling], device, torch.float32
         )
         repetition, presence, frequency = strengths.tensor_split(3, dim=1)
         counts = _count_newest([sequences[row] for row in rows], vocabulary, device)
-        return cls(torch.tensor(rows, device=device), repetition, presence, frequency, counts)
+        return cls(send(rows, device), repetition, presence, frequency, counts)
 
     def apply(self, logits: Tensor) -> None:
         """Penalise tokens in ``logits`` (``[batch, vocabulary]``).
@@ -135,7 +136,7 @@ def _count_newest(sequences: SequenceOf[Sequence], vocabulary: int, device: torc
         for token_id in sequence.output_token_ids[k.counted :]
     ]
     if newest:
-        rows, token_ids = torch.tensor(newest, device=device).unbind(dim=1)
+        rows, token_ids = send(newest, device).unbind(dim=1)
         answers = counts[:, 1]
         answers.index_put_((rows, token_ids), torch.ones_like(rows, dtype=torch.int32), accumulate=True)
     for row, (sequence, k) in enumerate(zip(sequences, kept, strict=True)):

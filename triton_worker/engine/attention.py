@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triton_worker.engine.kv_cache import KVCache
 from triton_worker.engine.scheduler import Chunk
+from triton_worker.models.decoder.rope import Rotary, apply_rotary
 
 
 class PlainAttention:
@@ -37,11 +38,13 @@ class PlainAttention:
             if c.stop - c.start > 1
         ]
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """``query`` is ``[tokens, heads, head_dim]``, ``key`` and ``value`` ``[tokens, kv_heads, head_dim]``.
-
-        Stores keys and values in the cache and returns ``[tokens, heads, head_dim]``.
-        """
+    def __call__(self, layer: int, heads: Tensor, rotary: Rotary) -> Tensor:
+        """See :class:`triton_worker.models.interface.Attention`."""
+        kv_heads = self._cache.kv_heads
+        query_heads = heads.shape[1] - 2 * kv_heads
+        # Query and key heads lie side by side, so one rotation serves both.
+        query, key = torch.split(apply_rotary(heads[:, :-kv_heads], rotary), [query_heads, kv_heads], dim=1)
+        value = heads[:, -kv_heads:]
         self._cache.write(layer, self._rows, key, value)
         output = torch.empty_like(query)
         if self._decodes is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from triton_worker.engine.block_pool import BlockPool
 from triton_worker.engine.grammar import GrammarCompiler
 from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache, blocks_for
 from triton_worker.engine.limits import EngineLimits
-from triton_worker.engine.memory import kv_cache_bytes, picture_cache_bytes
-from triton_worker.engine.messages import EngineStatus, Generate, Picture, StepOutput
+from triton_worker.engine.memory import kv_cache_bytes, picture_cache_bytes, records_graphs
+from triton_worker.engine.messages import EngineStatus, Generate, NewToken, Picture, StepOutput
 from triton_worker.engine.picture_encoder import PictureEncoder
 from triton_worker.engine.runner import ModelRunner
-from triton_worker.engine.sampler import NO_TOKEN, SampledToken
+from triton_worker.engine.sampler import NO_TOKEN, SampledFetch
 from triton_worker.engine.scheduler import Chunk, Scheduler
 from triton_worker.models.interface import MultimodalModel
 
@@ -27,6 +28,14 @@ logger = logging.getLogger(__name__)
 
 class EngineError(Exception):
     """The engine cannot be built as asked; the message says what would be right."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Launched, and not completed yet."""
+
+    chunks: list[Chunk]
+    sampled: SampledFetch | None
 
 
 class Engine:
@@ -59,10 +68,16 @@ class Engine:
         cache_bytes = picture_cache_bytes(model.device, limits)
         self._pictures = PictureEncoder(model, cache_bytes, limits.max_prefill_tokens)
         vocabulary_size = None if grammars is None else grammars.vocabulary_size
-        self._runner = ModelRunner(model, image_token_id, total_blocks, self._pictures, vocabulary_size)
+        self._runner = ModelRunner(
+            model, image_token_id, total_blocks, self._pictures, limits.max_sequences, vocabulary_size
+        )
         self._grammars = grammars
         self._ranks = model.ranks
         self._image_token_id = image_token_id
+        self._records_graphs = records_graphs(model, limits)
+        alone_on_gpu = model.device.type == "cuda" and model.ranks.count == 1
+        self._overlaps = alone_on_gpu if limits.overlap_steps is None else limits.overlap_steps
+        self._under_way: _Step | None = None
         self._steps = 0
         self._step_seconds = 0.0
         self._leak: str | None = None
@@ -70,7 +85,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return self._scheduler.running_count + self._scheduler.waiting_count > 0
+        return self._under_way is not None or self._scheduler.running_count + self._scheduler.waiting_count > 0
 
     @property
     def status(self) -> EngineStatus:
@@ -111,34 +126,49 @@ class Engine:
         return self._scheduler.abort(request_id)
 
     def step(self) -> StepOutput:
-        """Advance every running request by one token, and prompts by as many as one step may compute."""
+        """Advance every running request by one token, and prompts by as many as one step may compute.
+
+        Where steps overlap, this one is launched while the one before is computed, and what that one made is returned.
+        """
         began = time.monotonic()
         chunks = self._scheduler.schedule()
-        if not chunks:
+        if not chunks and self._under_way is None:
             self._check_for_leak()
             return StepOutput(status=self.status)
+        tokens: list[NewToken] = []
+        failed: list[str] = []
         try:
-            sampled = self._runner.run(chunks)
-        except torch.OutOfMemoryError:
-            failed = () if self._ranks.count > 1 else self._drop_prompts(chunks)
-            if not failed:  # other ranks may have had the room: to go on without them would be to part from them
+            logits = self._runner.forward(chunks) if chunks else None
+            self._collect(tokens, failed)
+            if logits is not None:
+                self._under_way = _Step(chunks, self._runner.sample(chunks, logits))
+                self._scheduler.launch(chunks)
+        except torch.OutOfMemoryError as error:
+            logger.warning("Memory ran out in a step of %d sequences: %s", len(chunks), error)
+            dropped = [] if self._ranks.count > 1 else self._drop_prompts(chunks)
+            if not dropped:  # other ranks may have had the room: to go on without them would be to part from them
                 raise
-            return StepOutput(failed=failed, status=self.status)
+            failed += dropped
+        if not self._overlaps:
+            self._collect(tokens, failed)
         self._steps += 1
         self._step_seconds += time.monotonic() - began
-        return self._complete(chunks, sampled)
+        return StepOutput(tuple(tokens), tuple(failed), self.status)
 
-    def _complete(self, chunks: list[Chunk], sampled: list[SampledToken]) -> StepOutput:
-        """Take a step's tokens; a sequence whose grammar lets none through is dropped."""
-        ending = [chunk.sequence.request_id for chunk in chunks if chunk.reaches_end]
-        stuck = [name for name, token in zip(ending, sampled, strict=True) if token.token_id == NO_TOKEN]
-        for request_id in stuck:
-            self._scheduler.abort(request_id)
-        kept = [chunk for chunk in chunks if chunk.sequence.request_id not in stuck]
-        drawn = [token for token in sampled if token.token_id != NO_TOKEN]
-        tokens = self._scheduler.complete(kept, [token.token_id for token in drawn])
-        told = (replace(new, logprobs=token.logprobs) for new, token in zip(tokens, drawn, strict=True))
-        return StepOutput(tuple(told), failed=tuple(stuck), status=self.status)
+    def _collect(self, tokens: list[NewToken], failed: list[str]) -> None:
+        """Take what the step under way makes; a sequence whose grammar lets none through is dropped."""
+        if self._under_way is None:
+            return
+        step, self._under_way = self._under_way, None
+        sampled = self._ranks.from_sampler([] if step.sampled is None else step.sampled.wait())
+        ends = [chunk.sequence for chunk in step.chunks if chunk.reaches_end]
+        stuck = [s for s, token in zip(ends, sampled, strict=True) if token.token_id == NO_TOKEN and not s.ended]
+        for sequence in stuck:
+            self._scheduler.abort(sequence.request_id)
+            failed.append(sequence.request_id)
+        logprobs = {s.request_id: token.logprobs for s, token in zip(ends, sampled, strict=True)}
+        for new in self._scheduler.complete(step.chunks, [token.token_id for token in sampled]):
+            tokens.append(replace(new, logprobs=logprobs[new.request_id]))
 
     def _check_for_leak(self) -> None:
         """While there is nothing to do, no request holds a block; said once when it is not so."""
@@ -147,29 +177,38 @@ class Engine:
             logger.error("%s", leak)
         self._leak = leak
 
-    def _drop_prompts(self, chunks: list[Chunk]) -> tuple[str, ...]:
+    def _drop_prompts(self, chunks: list[Chunk]) -> list[str]:
         """Drop the step's prompts, whose size is what memory ran out of; the other requests go on."""
         prompts = [chunk.sequence.request_id for chunk in chunks if chunk.stop - chunk.start > 1]
-        for request_id in prompts:
-            self._scheduler.abort(request_id)
-        return tuple(prompts)
+        return [request_id for request_id in prompts if self._scheduler.abort(request_id)]
 
-    def warm_up(self) -> None:
-        """Generate two tokens from a picture, so that being ready means that the whole way works."""
-        picture = np.zeros((*self._warm_up_size, 3), dtype=np.uint8)
-        self.add(
-            Generate(
-                request_id="warm-up",
-                prompt_token_ids=(self._image_token_id,) * self._warm_up_tokens + (0,),
-                pictures=(Picture.of(picture),),
-                sampling=SamplingParameters(temperature=1.0),
-                max_tokens=2,
-                seed=0,
-                stop_token_ids=frozenset(),
-            )
-        )
+    def warm_up(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Record CUDA graphs where there are any, telling how many of how many are done.
+
+        Then answer two prompts with a picture, the second while the first runs, so that being ready means that the
+        whole way works and every kernel is there.
+        """
+        if self._records_graphs:
+            self._runner.capture_graphs(self.context_length, progress)
+        self.add(self._warm_up_request("first", tokens=4))
+        self.step()
+        self.step()
+        self.add(self._warm_up_request("second", tokens=2))
         while self.has_work:
             self.step()
+
+    def _warm_up_request(self, name: str, tokens: int) -> Generate:
+        picture = np.zeros((*self._warm_up_size, 3), dtype=np.uint8)
+        return Generate(
+            request_id=f"warm-up {name}",
+            prompt_token_ids=(self._image_token_id,) * self._warm_up_tokens + (0,),
+            pictures=(Picture.of(picture),),
+            sampling=SamplingParameters(temperature=1.0),
+            max_tokens=tokens,
+            seed=0,
+            stop_token_ids=frozenset(),
+            cache_salt=name,  # or the second would have nothing to compute
+        )
 
 
 def _count_blocks(model: MultimodalModel, image_token_id: int, context_length: int, limits: EngineLimits) -> int:

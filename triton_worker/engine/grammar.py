@@ -22,6 +22,7 @@ from torch import Tensor
 
 from protocol.messages import Grammar
 from triton_worker.engine.grammar_source import library_grammar, limits
+from triton_worker.transfer import send
 
 if TYPE_CHECKING:
     from triton_worker.engine.sequence import Sequence
@@ -146,8 +147,7 @@ class GrammarMask:
         masks = GrammarMatcher.masks(list(matchers.values()))
         stuck = torch.zeros(len(sequences), dtype=torch.bool)
         stuck[list(matchers)] = torch.from_numpy(~masks.any(axis=1))
-        rows = torch.tensor(list(matchers))
-        return cls(rows.to(device), torch.from_numpy(masks).to(device), stuck.to(device))
+        return cls(send(list(matchers), device), send(masks, device), send(stuck, device))
 
     def apply(self, logits: Tensor) -> None:
         """Set the logits (``[batch, vocabulary]``) of all other tokens to minus infinity."""

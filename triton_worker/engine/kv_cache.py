@@ -28,6 +28,7 @@ class KVCache:
         # Not zeros: no row is read before it is written, and what is never written takes no memory on the CPU.
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.kv_heads = kv_heads
 
     @staticmethod
     def block_bytes(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -21,7 +21,11 @@ class EngineLimits:
     """Whether requests that begin alike share what was computed for their beginning."""
     picture_cache_bytes: int | None = None
     """Embeddings of pictures that are kept; ``None``: 1 GiB on a GPU, 256 MiB on the CPU."""
+    cuda_graphs: bool = True
+    """Whether decode steps are recorded, on a single GPU, when the engine starts."""
+    overlap_steps: bool | None = None
+    """Whether a step is prepared while the one before is computed; ``None``: on a single GPU."""
     gpu_memory_fraction: float = 0.9
     """Part of the free GPU memory, after the weights, that the engine takes."""
-    cpu_kv_cache_bytes: int = 2**30
-    """Size of the KV cache on the CPU, at most."""
+    kv_cache_bytes: int | None = None
+    """Size of the KV cache, at most; ``None``: 1 GiB on the CPU, on a GPU what is left of the engine's part."""

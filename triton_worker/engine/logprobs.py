@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from triton_worker.transfer import send
+
 if TYPE_CHECKING:
     from triton_worker.engine.sequence import Sequence
 
@@ -27,7 +29,7 @@ class LogprobsAsked:
         """What ``sequences`` ask for; ``None`` where none does."""
         asked = {row: s.request.sampling.logprobs for row, s in enumerate(sequences)}
         likeliest = {row: count for row, count in asked.items() if count is not None}
-        return cls(torch.tensor(list(likeliest), device=device), likeliest) if likeliest else None
+        return cls(send(list(likeliest), device), likeliest) if likeliest else None
 
 
 @dataclass(frozen=True)

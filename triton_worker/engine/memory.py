@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from protocol.messages import SamplingParameters
-from triton_worker.engine.kv_cache import blocks_for
+from triton_worker.engine.kv_cache import KVCache, blocks_for
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import Generate, Picture
 from triton_worker.engine.picture_encoder import PictureEncoder
@@ -27,8 +29,10 @@ def picture_cache_bytes(device: torch.device, limits: EngineLimits) -> int:
 
 def kv_cache_bytes(model: MultimodalModel, image_token_id: int, context_length: int, limits: EngineLimits) -> int:
     """Bytes that the KV cache may take; may be negative where nothing is left."""
+    if limits.kv_cache_bytes is not None:
+        return limits.kv_cache_bytes
     if model.device.type != "cuda":
-        return limits.cpu_kv_cache_bytes
+        return 2**30
     step_bytes = _measure_largest_step(model, image_token_id, context_length, limits)
     free_bytes, _ = torch.cuda.mem_get_info(model.device)
     return left_for_kv_cache(
@@ -41,18 +45,39 @@ def left_for_kv_cache(free_bytes: int, fraction: float, step_bytes: int, picture
     return int(free_bytes * fraction) - step_bytes - picture_cache_bytes
 
 
+def records_graphs(model: MultimodalModel, limits: EngineLimits) -> bool:
+    """Whether decode steps are recorded in CUDA graphs."""
+    return limits.cuda_graphs and model.device.type == "cuda" and model.ranks.count == 1
+
+
 def _measure_largest_step(
     model: MultimodalModel, image_token_id: int, context_length: int, limits: EngineLimits
 ) -> int:
-    """Bytes that the largest step takes beside weights and caches; what it took is free again."""
+    """Bytes that the largest step and the CUDA graphs take beside weights and caches; they are free again."""
+    step_bytes = _taken_by(model.device, lambda: run_largest_step(model, image_token_id, context_length, limits))
+    if not records_graphs(model, limits):
+        return step_bytes
+    return step_bytes + _taken_by(model.device, lambda: _record_largest_graph(model, context_length, limits))
+
+
+def _taken_by(device: torch.device, action: Callable[[], None]) -> int:
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(model.device)
-    before = torch.cuda.memory_reserved(model.device)
-    run_largest_step(model, image_token_id, context_length, limits)
-    torch.cuda.synchronize(model.device)
-    peak = torch.cuda.max_memory_reserved(model.device) - before  # what the allocator cannot use again included
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_reserved(device)
+    action()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_reserved(device) - before  # what the allocator cannot use again included
     torch.cuda.empty_cache()
     return peak
+
+
+def _record_largest_graph(model: MultimodalModel, context_length: int, limits: EngineLimits) -> None:
+    """The smaller ones use its memory."""
+    from triton_worker.engine.decode_graphs import DecodeGraphs
+
+    cache = KVCache(1, model.num_layers, model.num_kv_heads, model.head_dim, model.dtype, model.device)
+    drawn = torch.zeros(limits.max_sequences, dtype=torch.int64, device=model.device)
+    DecodeGraphs(model, cache, drawn, [limits.max_sequences], context_length).capture()
 
 
 def run_largest_step(model: MultimodalModel, image_token_id: int, context_length: int, limits: EngineLimits) -> None:
@@ -61,12 +86,12 @@ def run_largest_step(model: MultimodalModel, image_token_id: int, context_length
     All sequences write into the same KV block, so that no cache is needed; the numbers mean nothing.
     """
     encoder = PictureEncoder(model, 0, limits.max_prefill_tokens + limits.max_picture_tokens)
-    runner = ModelRunner(model, image_token_id, 1, encoder)
+    runner = ModelRunner(model, image_token_id, 1, encoder, limits.max_sequences)
     prompt_tokens = min(limits.max_prefill_tokens, context_length)
     prefill = _sequence(context_length, _largest_pictures(model, limits)[:prompt_tokens])
-    chunks = [Chunk(prefill, context_length - prompt_tokens, context_length)]
-    chunks += [Chunk(_sequence(1, []), 0, 1) for _ in range(limits.max_sequences - 1)]
-    runner.run(chunks)
+    chunks = [Chunk(_sequence(1, []), 0, 1, reaches_end=True) for _ in range(limits.max_sequences - 1)]
+    chunks.append(Chunk(prefill, context_length - prompt_tokens, context_length, reaches_end=True))
+    runner.sample(chunks, runner.forward(chunks))
 
 
 def _largest_pictures(model: MultimodalModel, limits: EngineLimits) -> list[Picture]:
@@ -95,4 +120,4 @@ def _sequence(tokens: int, pictures: list[Picture]) -> Sequence:
         PictureSpan(tokens - place - 1, tokens - place, picture) for place, picture in enumerate(request.pictures)
     )
     positions = torch.arange(tokens).expand(3, -1)
-    return Sequence(request, positions, tokens, spans, blocks=[0] * blocks_for(tokens))
+    return Sequence(request, positions, tokens, spans, blocks=array("i", [0]) * blocks_for(tokens))

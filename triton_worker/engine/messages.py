@@ -124,6 +124,14 @@ class EngineFailed:
 
 
 @dataclass(frozen=True)
+class CaptureProgress:
+    """CUDA graphs recorded so far."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class LoadProgress:
     """Bytes of weights read so far."""
 
@@ -142,4 +150,4 @@ class StepOutput:
 
 
 ToEngine = Generate | Abort | Shutdown
-FromEngine = StepOutput | EngineReady | EngineFailed | LoadProgress
+FromEngine = StepOutput | EngineReady | EngineFailed | LoadProgress | CaptureProgress

@@ -6,13 +6,13 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from triton_worker.engine.messages import Picture
 from triton_worker.engine.scheduler import Chunk
 from triton_worker.engine.sequence import PictureSpan, Sequence
 from triton_worker.models.interface import MultimodalModel
+from triton_worker.transfer import send
 
 
 class PictureKey(NamedTuple):
@@ -90,7 +90,7 @@ class PictureEncoder:
                 if span.stop > chunk.stop:
                     read_again.add(key)
         for batch in self._batches(missing):
-            pictures = [torch.from_numpy(missing[key].pixels).to(self._model.device) for key in batch]
+            pictures = [send(missing[key].pixels, self._model.device) for key in batch]
             for key, encoded in zip(batch, self._model.encode_pictures(pictures), strict=True):
                 embeddings[key] = encoded.clone()  # a view would keep the whole batch alive
                 self._cache.put(key, embeddings[key])

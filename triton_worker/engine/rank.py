@@ -25,6 +25,7 @@ from triton_worker.engine.grammar import GrammarCompiler
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import (
     Abort,
+    CaptureProgress,
     EngineFailed,
     EngineReady,
     EngineStatus,
@@ -128,7 +129,7 @@ def _build(settings: EngineSettings, place: RankPlace, say: Say) -> tuple[Engine
     tokenizer = Tokenizer(checkpoint.tokenizer_directory, prompts_of(checkpoint.family).TOKENIZER)
     grammars = GrammarCompiler(tokenizer.to_json(), tokenizer.size, tokenizer.end_token_ids, torch.get_num_threads())
     engine = Engine(model, settings.image_token_id, checkpoint.seq_length, settings.limits, grammars)
-    engine.warm_up()
+    engine.warm_up(lambda done, total: say(CaptureProgress(done, total)))
     return engine, ranks
 
 

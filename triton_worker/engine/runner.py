@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,14 +11,18 @@ from triton_worker.engine.attention import PlainAttention
 from triton_worker.engine.kv_cache import KVCache
 from triton_worker.engine.messages import Generate
 from triton_worker.engine.picture_encoder import PictureEncoder, key_of
-from triton_worker.engine.sampler import SampledToken, SamplingBatch, sample
+from triton_worker.engine.sampler import SampledFetch, SamplingBatch, sample
 from triton_worker.engine.scheduler import Chunk
 from triton_worker.engine.sequence import PictureSpan, Sequence
-from triton_worker.models.interface import MultimodalModel
+from triton_worker.models.interface import Attention, MultimodalModel
+from triton_worker.transfer import send
 
 
 class ModelRunner:
-    """Embeds tokens and pictures, runs the decoder over the KV cache and samples."""
+    """Embeds tokens and pictures, runs the decoder over the KV cache and samples.
+
+    Nothing here waits for a GPU: a step may follow one whose tokens the host does not know yet.
+    """
 
     def __init__(
         self,
@@ -24,6 +30,7 @@ class ModelRunner:
         image_token_id: int,
         total_blocks: int,
         pictures: PictureEncoder,
+        max_sequences: int,
         vocabulary_size: int | None = None,
     ) -> None:
         """``vocabulary_size``: the tokenizer's; rows of the logits beyond it are padding."""
@@ -34,6 +41,17 @@ class ModelRunner:
         self._cache = KVCache(
             total_blocks, model.num_layers, model.num_kv_heads, model.head_dim, model.dtype, model.device
         )
+        self._drawn = torch.zeros(max_sequences, dtype=torch.int64, device=model.device)
+        self._decode: Callable[[list[Chunk]], Tensor] | None = None
+
+    def capture_graphs(self, context_length: int, progress: Callable[[int, int], None]) -> None:
+        """Record the decode step, so that :meth:`forward` replays it where it can."""
+        from triton_worker.engine.decode_graphs import DecodeGraphs, batch_ladder
+
+        sizes = batch_ladder(len(self._drawn))
+        graphs = DecodeGraphs(self._model, self._cache, self._drawn, sizes, context_length)
+        graphs.capture(progress)
+        self._decode = graphs.run
 
     def new_sequence(self, request: Generate) -> Sequence:
         """The request with the positions of its prompt and the places of its pictures.
@@ -53,23 +71,61 @@ class ModelRunner:
         return Sequence(request, positions, next_position, tuple(spans))
 
     @torch.inference_mode()
-    def run(self, chunks: list[Chunk]) -> list[SampledToken]:
-        """The token sampled after each chunk that reaches the end of its sequence, in order."""
+    def forward(self, chunks: list[Chunk]) -> Tensor:
+        """Logits ``[chunks that reach their end, vocabulary]`` to be sampled from, on the last stage; else empty."""
+        if self._decode is not None and all(c.stop - c.start == 1 and c.reaches_end and not c.pictures for c in chunks):
+            return self._decode(chunks)[:, : self._vocabulary_size]
         device = self._model.device
-        token_ids = torch.tensor([i for c in chunks for i in c.sequence.token_ids(c.start, c.stop)], device=device)
-        positions = torch.cat([c.sequence.positions(c.start, c.stop) for c in chunks], dim=1).to(device)
-        embeddings = self._embed(chunks, token_ids)
-        hidden = self._model.forward(embeddings, positions, PlainAttention(chunks, self._cache))
+        positions = send(torch.cat([c.sequence.positions(c.start, c.stop) for c in chunks], dim=1), device)
+        embeddings = self._embed(chunks, self._token_ids(chunks))
+        hidden = self._model.forward(embeddings, positions, self._attention(chunks))
         ends = torch.tensor([c.stop - c.start for c in chunks]).cumsum(0) - 1
         last = ends[torch.tensor([c.reaches_end for c in chunks])]
-        if not len(last):
-            return []
-        ranks = self._model.ranks
-        if ranks.is_last_stage:
-            logits = self._model.logits(hidden[last.to(device)])[:, : self._vocabulary_size]
-        # While a GPU computes the logits, the CPU computes grammars' masks; on every rank, for masks may end a grammar.
-        batch = SamplingBatch.of([c.sequence for c in chunks if c.reaches_end], self._vocabulary_size, device)
-        return ranks.from_sampler(sample(logits, batch).to_host() if ranks.samples else [])
+        if not (len(last) and self._model.ranks.is_last_stage):
+            return hidden.new_empty(0, self._vocabulary_size)
+        return self._model.logits(hidden[send(last, device)])[:, : self._vocabulary_size]
+
+    @torch.inference_mode()
+    def sample(self, chunks: list[Chunk], logits: Tensor) -> SampledFetch | None:
+        """Draw the token after each chunk that reaches its end; ``None`` where none does.
+
+        While a GPU computes the logits, the CPU computes grammars' masks: on every rank, for masks may end a grammar.
+        """
+        ends = [chunk.sequence for chunk in chunks if chunk.reaches_end]
+        if not ends:
+            return None
+        batch = SamplingBatch.of(ends, self._vocabulary_size, self._model.device)
+        if not self._model.ranks.samples:
+            return None
+        sampled = sample(logits, batch)
+        # Where a grammar lets no token through any will do: the sequence ends.
+        self._drawn[: len(ends)] = sampled.token_ids.clamp_min(0)
+        return sampled.fetch()
+
+    def _attention(self, chunks: list[Chunk]) -> Attention:
+        if self._model.device.type != "cuda":
+            return PlainAttention(chunks, self._cache)
+        from triton_worker.engine.paged_attention import PagedAttention
+
+        return PagedAttention.of(chunks, self._cache, self._model.device)
+
+    def _token_ids(self, chunks: list[Chunk]) -> Tensor:
+        """int64 ``[tokens]``; those that the step before draws are taken from where it puts them."""
+        token_ids: list[int] = []
+        places: list[int] = []
+        rows: list[int] = []
+        for chunk in chunks:
+            known = chunk.sequence.token_ids(chunk.start, chunk.stop)
+            token_ids += known
+            if chunk.sequence.pending_row is not None and len(known) < chunk.stop - chunk.start:
+                places.append(len(token_ids))
+                rows.append(chunk.sequence.pending_row)
+                token_ids.append(0)
+        sent = send(token_ids, self._model.device, torch.int64)
+        if places:
+            at, drawn = send([places, rows], self._model.device, torch.int64)
+            sent[at] = self._drawn[drawn]
+        return sent
 
     def _embed(self, chunks: list[Chunk], token_ids: Tensor) -> Tensor:
         """Token embeddings ``[tokens, hidden_size]`` with picture embeddings in the places of the image tokens."""

@@ -19,6 +19,7 @@ from triton_worker.engine.logprobs import Logprobs, LogprobsAsked
 from triton_worker.engine.messages import TokenLogprobs
 from triton_worker.engine.sequence import Sequence
 from triton_worker.engine.truncation import Truncation
+from triton_worker.transfer import Fetch, send
 
 NO_TOKEN = -1
 """In place of a token, where a grammar lets none through."""
@@ -51,9 +52,9 @@ class SamplingBatch:
         """The parameters of ``sequences``, in order. Computes grammars' masks, on the CPU."""
         sampling = [sequence.request.sampling for sequence in sequences]
         draws = [(sequence.request.seed, len(sequence.output_token_ids)) for sequence in sequences]
-        seed, position = torch.tensor(draws, dtype=torch.int64).to(device).unbind(dim=1)
+        seed, position = send(draws, device, torch.int64).unbind(dim=1)
         return cls(
-            temperature=torch.tensor([s.temperature for s in sampling], dtype=torch.float32, device=device),
+            temperature=send([s.temperature for s in sampling], device, torch.float32),
             seed=seed,
             position=position,
             all_greedy=all(s.temperature == 0 for s in sampling),
@@ -87,24 +88,40 @@ class Sampled:
     """int64 ``[batch]``"""
     logprobs: Logprobs | None = None
 
-    def to_host(self) -> list[SampledToken]:
-        """The result of each row, fetched in one transfer."""
-        if self.logprobs is None:
-            return [SampledToken(token_id) for token_id in self.token_ids.tolist()]
-        logprobs = self.logprobs
+    def fetch(self) -> SampledFetch:
+        """Begin to bring it to the host."""
+        return SampledFetch(self)
+
+
+class SampledFetch:
+    """A step's result on its way to the host, in one transfer."""
+
+    def __init__(self, sampled: Sampled) -> None:
+        self._parts = [sampled.token_ids]
+        self._asked = None
+        if sampled.logprobs is not None:
+            logprobs = sampled.logprobs
+            self._asked = logprobs.asked
+            self._parts += [logprobs.chosen, logprobs.likeliest_token_ids, logprobs.likeliest]
         # float64 holds token ids and float32 without loss.
-        parts = (self.token_ids, logprobs.chosen, logprobs.likeliest_token_ids, logprobs.likeliest)
-        packed = torch.cat([part.double().flatten() for part in parts]).cpu()
+        packed = torch.cat([part.double().flatten() for part in self._parts]) if self._asked else sampled.token_ids
+        self._fetch = Fetch(packed)
+
+    def wait(self) -> list[SampledToken]:
+        """The result of each row, when it is there."""
+        packed = self._fetch.wait()
+        if self._asked is None:
+            return [SampledToken(token_id) for token_id in packed.tolist()]
         token_ids, chosen, likeliest_token_ids, likeliest = (
             values.view(part.shape).tolist()
-            for values, part in zip(packed.split_with_sizes([part.numel() for part in parts]), parts, strict=True)
+            for values, part in zip(torch.split(packed, [p.numel() for p in self._parts]), self._parts, strict=True)
         )
         told = {
             row: TokenLogprobs(
                 chosen[at],
                 tuple((int(i), p) for i, p in zip(likeliest_token_ids[at], likeliest[at], strict=True))[:count],
             )
-            for at, (row, count) in enumerate(logprobs.asked.likeliest.items())
+            for at, (row, count) in enumerate(self._asked.likeliest.items())
         }
         return [SampledToken(int(token_id), told.get(row)) for row, token_id in enumerate(token_ids)]
 

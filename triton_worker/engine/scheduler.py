@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,11 +23,8 @@ class Chunk:
     sequence: Sequence
     start: int
     stop: int
-
-    @property
-    def reaches_end(self) -> bool:
-        """Whether the next token can be sampled after this chunk."""
-        return self.stop == self.sequence.token_count
+    reaches_end: bool
+    """Whether the next token is sampled after this chunk."""
 
     @property
     def pictures(self) -> list[PictureSpan]:
@@ -41,6 +40,10 @@ class Scheduler:
     a prompt that an earlier step began (between two steps there is at most one), then waiting prompts in the order of
     their arrival. When a running sequence needs a block and none is free, the youngest is preempted: it gives its
     blocks back, waits in its old place, and is computed again as far as its blocks were forgotten.
+
+    A step is scheduled, launched and, when its tokens are known, completed. The next one may be scheduled as soon as
+    it is launched: a device computes one after the other, so what a launched step writes is there for later ones, and
+    blocks that it still writes to may already be another's. It must be launched after the first one is completed.
     """
 
     def __init__(
@@ -88,14 +91,17 @@ class Scheduler:
             for sequence in sequences:
                 if sequence.request_id == request_id:
                     sequences.remove(sequence)
-                    self._release(sequence)
+                    self._end(sequence)
                     return True
         return False
 
     def schedule(self) -> list[Chunk]:
-        """The chunks of the next step; empty when nothing waits or runs."""
+        """The chunks of the next step: first all of one decoded token each, then prefills.
+
+        Empty when nothing waits or runs, or all that could be computed follows from a token that is being drawn.
+        """
         self._grow_running()
-        decodes = [Chunk(s, s.computed_tokens, s.token_count) for s in self._running if s.is_decoding]
+        decodes = [_decode(s) for s in self._running if s.is_decoding and not s.is_drawn_out]
         prefills: list[Chunk] = []
         budget = self._max_prefill_tokens
         for sequence in self._running:
@@ -104,25 +110,31 @@ class Scheduler:
                 budget -= prefills[-1].stop - prefills[-1].start
         return decodes + prefills + self._admit(budget)
 
-    def complete(self, chunks: list[Chunk], token_ids: list[int]) -> list[NewToken]:
-        """Take the step's result: the token sampled after each chunk that reaches its end, in order."""
-        now = self._clock()
-        sampled = iter(token_ids)
-        tokens = []
+    def launch(self, chunks: list[Chunk]) -> None:
+        """The device is computing the step that these chunks were scheduled for."""
+        rows = itertools.count()
         for chunk in chunks:
-            ended = chunk.reaches_end
-            self._advance(chunk)
-            if ended:
-                tokens.append(self._append(chunk.sequence, next(sampled), now))
-        return tokens
+            row = next(rows) if chunk.reaches_end else None
+            if not chunk.sequence.ended:
+                self._advance(chunk)
+                chunk.sequence.pending_row = row
+
+    def complete(self, chunks: list[Chunk], token_ids: list[int]) -> list[NewToken]:
+        """Take a launched step's result: the token sampled after each chunk that reaches its end, in order.
+
+        What was sampled for sequences that have ended since is left out.
+        """
+        now = self._clock()
+        ends = [chunk.sequence for chunk in chunks if chunk.reaches_end]
+        return [self._append(s, token_id, now) for s, token_id in zip(ends, token_ids, strict=True) if not s.ended]
 
     def _grow_running(self) -> None:
         """Give each running sequence the block its next token needs, preempting the youngest where none is free."""
         for sequence in list(self._running):
-            while sequence in self._running:
+            while sequence in self._running and not sequence.is_drawn_out:
                 missing = blocks_for(sequence.token_count) - len(sequence.blocks)
                 if missing <= self._pool.free_count:
-                    sequence.blocks += self._pool.take(missing)
+                    sequence.blocks.extend(self._pool.take(missing))
                     break
                 self._preempt(max(self._running, key=_arrival))
 
@@ -142,7 +154,7 @@ class Scheduler:
         waiting = list(self._waiting)
         coming = {key for running in self._running if waiting for key in self._keys_to_come(running)}
         for sequence in waiting:
-            if budget == 0 or len(self._running) == self._max_sequences:
+            if budget == 0 or len(self._running) == self._max_sequences or sequence.pending_row is not None:
                 break
             # The last token is always computed: its logits are needed.
             keys = self._keys(sequence, 0, sequence.token_count - 1)
@@ -165,7 +177,7 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, found: list[int]) -> None:
         self._pool.share(found)
-        sequence.blocks = found + self._pool.take(blocks_for(sequence.token_count) - len(found))
+        sequence.blocks = array("i", found + self._pool.take(blocks_for(sequence.token_count) - len(found)))
         sequence.computed_tokens = sequence.reused_tokens = len(found) * BLOCK_TOKENS
         if sequence.started_at is None:
             sequence.started_at = self._clock()
@@ -176,7 +188,7 @@ class Scheduler:
         self._running.append(sequence)
 
     def _advance(self, chunk: Chunk) -> None:
-        """The chunk's keys and values are in the cache: others may share the blocks that it filled."""
+        """The chunk's keys and values come into the cache: later steps may share the blocks that it fills."""
         sequence = chunk.sequence
         if chunk.start < len(sequence.request.prompt_token_ids) or chunk.stop - chunk.start > 1:
             self.prefill_tokens += chunk.stop - chunk.start
@@ -189,19 +201,24 @@ class Scheduler:
         first = None
         if not sequence.output_token_ids and sequence.started_at is not None:
             first = FirstToken(now - sequence.started_at, sequence.cached_tokens)
+        sequence.pending_row = None
         sequence.output_token_ids.append(token_id)
         self.decode_tokens += 1
         if sequence.grammar is not None:
             sequence.grammar.advance(token_id)
         reason = self._finish_reason(sequence, token_id)
         if reason is not None:
-            self._running.remove(sequence)
-            self._release(sequence)
+            (self._running if sequence in self._running else self._waiting).remove(sequence)
+            self._end(sequence)
         return NewToken(sequence.request_id, token_id, reason, first=first)
+
+    def _end(self, sequence: Sequence) -> None:
+        sequence.ended = True
+        self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.give_back(sequence.blocks)
-        sequence.blocks = []
+        sequence.blocks = array("i")
         sequence.computed_tokens = 0
 
     def _keys(self, sequence: Sequence, start: int, stop: int) -> list[bytes]:
@@ -226,6 +243,11 @@ def _arrival(sequence: Sequence) -> int:
     return sequence.arrival
 
 
+def _decode(sequence: Sequence) -> Chunk:
+    return Chunk(sequence, sequence.computed_tokens, sequence.token_count, reaches_end=True)
+
+
 def _prefill(sequence: Sequence, budget: int) -> Chunk:
     start = sequence.computed_tokens
-    return Chunk(sequence, start, min(sequence.token_count, start + budget))
+    stop = min(sequence.token_count, start + budget)
+    return Chunk(sequence, start, stop, reaches_end=stop == sequence.token_count)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,9 +43,13 @@ class Sequence:
     grammar: GrammarMatcher | None = None
     """Follows the output; only of requests that ask for one."""
     output_token_ids: list[int] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
+    blocks: array[int] = field(default_factory=lambda: array("i"))
     computed_tokens: int = 0
-    """Tokens, from the start, whose keys and values are in the blocks."""
+    """Tokens, from the start, whose keys and values are in the blocks, or will be before any later step reads them."""
+    pending_row: int | None = None
+    """Row of the step under way that draws the next token, which is only known when that step has ended."""
+    ended: bool = False
+    """Whether it has its last token or was dropped."""
     reused_tokens: int = 0
     """Those of them that others, or the sequence itself before it was preempted, had computed."""
     arrival: int = 0
@@ -63,18 +69,40 @@ class Sequence:
 
     @property
     def token_count(self) -> int:
-        """Prompt and generated tokens."""
-        return len(self.request.prompt_token_ids) + len(self.output_token_ids)
+        """Prompt and generated tokens, with the one that is being drawn."""
+        return len(self.request.prompt_token_ids) + self._output_count
 
     @property
     def is_decoding(self) -> bool:
         """Whether only its last token is still to be computed."""
         return self.computed_tokens == self.token_count - 1
 
+    @property
+    def is_drawn_out(self) -> bool:
+        """Whether the token that is being drawn is its last one."""
+        return self._output_count >= self.request.max_tokens
+
+    @property
+    def _output_count(self) -> int:
+        return len(self.output_token_ids) + (self.pending_row is not None)
+
     def token_ids(self, start: int, stop: int) -> list[int]:
-        """Token ids ``start`` to ``stop`` of prompt and output together."""
+        """Token ids ``start`` to ``stop`` of prompt and output together, as far as they are known."""
         prompt = self.request.prompt_token_ids
         return [*prompt[start:stop], *self.output_token_ids[max(0, start - len(prompt)) : max(0, stop - len(prompt))]]
+
+    def decode_token(self, place: int) -> tuple[int, int]:
+        """The token at ``place``, and -1; or 0 and the row of the step under way that draws it."""
+        token_ids = self.token_ids(place, place + 1)
+        if token_ids:
+            return token_ids[0], -1
+        assert self.pending_row is not None
+        return 0, self.pending_row
+
+    def position(self, place: int) -> int:
+        """Position, in all three rows, of a token that is text."""
+        generated = place - len(self.request.prompt_token_ids)
+        return self.next_position + generated if generated >= 0 else int(self.prompt_positions[0, place])
 
     def positions(self, start: int, stop: int) -> Tensor:
         """Positions of tokens ``start`` to ``stop``: int64 ``[3, stop - start]``."""
@@ -84,13 +112,16 @@ class Sequence:
 
     def cache_rows(self, start: int, stop: int) -> Tensor:
         """Rows of the KV cache that hold tokens ``start`` to ``stop``: int64 ``[stop - start]``."""
-        tokens = torch.arange(start, stop)
-        return (
-            torch.tensor(self.blocks, dtype=torch.int64)[tokens // BLOCK_TOKENS] * BLOCK_TOKENS + tokens % BLOCK_TOKENS
-        )
+        tokens = np.arange(start, stop)
+        blocks = np.frombuffer(self.blocks, dtype=np.int32).astype(np.int64)
+        return torch.from_numpy(blocks[tokens // BLOCK_TOKENS] * BLOCK_TOKENS + tokens % BLOCK_TOKENS)
 
     def block_keys(self, start: int, stop: int) -> list[bytes]:
-        """Keys of the blocks that are full with the first ``stop`` tokens, from the block of token ``start`` on."""
+        """Keys of the blocks that are full with the first ``stop`` tokens, from the block of token ``start`` on.
+
+        A token that is being drawn fills no block yet.
+        """
+        stop = min(stop, len(self.request.prompt_token_ids) + len(self.output_token_ids))
         while len(self._block_keys) < stop // BLOCK_TOKENS:
             parent = self._block_keys[-1] if self._block_keys else root_key(self.request.cache_salt)
             first = len(self._block_keys) * BLOCK_TOKENS

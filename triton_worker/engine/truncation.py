@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from protocol.messages import SamplingParameters
+from triton_worker.transfer import send
 
 _BOUNDED_TOP_K = 1024
 """Up to here selecting the k likeliest is much quicker than sorting a vocabulary."""
@@ -38,7 +39,7 @@ class Truncation:
         groups = tuple(_Group.of(rows, is_bounded, sampling, device) for rows, is_bounded in kinds if rows)
         min_p = None
         if any(sampling[row].min_p > 0 for row in drawn):
-            min_p = torch.tensor([s.min_p for s in sampling], dtype=torch.float32, device=device)
+            min_p = send([s.min_p for s in sampling], device, torch.float32)
         return cls(min_p, groups) if groups or min_p is not None else None
 
     def apply(self, probabilities: Tensor) -> Tensor:
@@ -71,9 +72,9 @@ class _Group:
     ) -> _Group:
         top_k = [sampling[row].top_k for row in rows]
         return cls(
-            rows=torch.tensor(rows, device=device),
-            top_k=torch.tensor(top_k, device=device)[:, None],
-            top_p=torch.tensor([sampling[row].top_p for row in rows], dtype=torch.float64, device=device)[:, None],
+            rows=send(rows, device),
+            top_k=send(top_k, device)[:, None],
+            top_p=send([sampling[row].top_p for row in rows], device, torch.float64)[:, None],
             widest=max(top_k) if is_bounded else None,
         )
 

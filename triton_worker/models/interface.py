@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from triton_worker.models.decoder.rope import Rotary
 from triton_worker.parallel import Ranks
 
 # Called while weights are loaded with (bytes done, bytes in all). The last call has both equal.
@@ -17,11 +18,11 @@ Progress = Callable[[int, int], None]
 class Attention(Protocol):
     """Causal self-attention over the KV cache, which the engine owns; the model only says which layer it is in."""
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store `key` and `value` in the cache and attend causally within each sequence.
+    def __call__(self, layer: int, heads: Tensor, rotary: Rotary) -> Tensor:
+        """Turn queries and keys, store keys and values in the cache, and attend causally within each sequence.
 
-        query: [tokens, heads, head_dim], key and value: [tokens, kv_heads, head_dim], rotary embedding already applied
-        to query and key. Tokens of several sequences are concatenated without padding. Returns the shape of `query`.
+        heads: [tokens, query heads + 2 * kv_heads, head_dim]: queries, keys, values. Tokens of several sequences are
+        concatenated without padding. Returns [tokens, query heads, head_dim].
         """
         ...
 

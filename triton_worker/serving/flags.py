@@ -144,6 +144,13 @@ def _add_engine_flags(flags: Flags) -> None:
     )
     add_flag(
         flags,
+        "--cuda_graphs",
+        type=one_of("on", "off"),
+        default="on",
+        help="Whether decode steps are recorded at the start and replayed, on one GPU: on or off.",
+    )
+    add_flag(
+        flags,
         "--vision_cache_bytes",
         type=byte_count,
         help="Bytes of picture embeddings kept for when one comes again. Default: 1 GiB on a GPU, 256 MiB on the CPU.",
@@ -196,6 +203,7 @@ def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
             max_prefill_tokens=arguments.inference_batch_times_seqlen_threshold,
             context_length=arguments.max_model_len,
             prefix_cache=arguments.prefix_cache == "on",
+            cuda_graphs=arguments.cuda_graphs == "on",
             picture_cache_bytes=arguments.vision_cache_bytes,
             gpu_memory_fraction=arguments.gpu_memory_fraction,
         ),

@@ -30,6 +30,7 @@ from protocol.messages import (
 )
 from triton_worker.engine.messages import (
     Abort,
+    CaptureProgress,
     EngineFailed,
     EngineReady,
     EngineStatus,
@@ -278,7 +279,7 @@ class Front:
                     self._refusal = None
                 self._started.set()
                 self._tell_status()
-            case EngineFailed() | LoadProgress():
+            case EngineFailed() | LoadProgress() | CaptureProgress():
                 pass  # the worker process deals with these
 
     def _push(self, token: NewToken) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from protocol import tracing, wire
 from protocol.messages import Control
 from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from triton_worker.engine.messages import FromEngine, LoadProgress
+from triton_worker.engine.messages import CaptureProgress, FromEngine, LoadProgress
 from triton_worker.engine.process import EngineProcess
 from triton_worker.engine.rank import RankPlace
 from triton_worker.models.registry import UnknownModelFamily
@@ -216,8 +216,11 @@ class _Worker:
     # -- the engine's and the front's threads --------------------------------------------------------------------------
 
     def _on_engine_message(self, message: FromEngine) -> None:
-        if isinstance(message, LoadProgress):
-            self._show_progress(message.done, message.total)
+        match message:
+            case LoadProgress(done, total):
+                self._show_progress("Loading weights", "B", done, total)
+            case CaptureProgress(done, total):
+                self._show_progress("Recording CUDA graphs", "", done, total)
         self._loop.call_soon_threadsafe(self._front.on_engine_message, message)
 
     def _on_engine_exit(self) -> None:
@@ -229,9 +232,9 @@ class _Worker:
         self._loop.run_forever()
         lapsing.cancel()
 
-    def _show_progress(self, done: int, total: int) -> None:
+    def _show_progress(self, what: str, unit: str, done: int, total: int) -> None:
         if self._progress is None:
-            self._progress = tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", leave=False)
+            self._progress = tqdm(total=total, unit=unit, unit_scale=True, desc=what, leave=False)
         self._progress.update(done - self._progress.n)
         if done == total:
             self._progress.close()

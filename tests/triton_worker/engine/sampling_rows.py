@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from protocol.messages import SamplingParameters
+from tests.triton_worker.device import DEVICE
 from triton_worker.engine.messages import Generate
 from triton_worker.engine.sampler import SampledToken, SamplingBatch, sample
 from triton_worker.engine.sequence import Sequence
@@ -25,8 +26,8 @@ def row(
 
 
 def sampled(logits: Tensor, rows: list[Sequence]) -> list[SampledToken]:
-    batch = SamplingBatch.of(rows, logits.shape[-1], logits.device)
-    return sample(logits, batch).to_host()
+    batch = SamplingBatch.of(rows, logits.shape[-1], DEVICE)
+    return sample(logits.to(DEVICE), batch).fetch().wait()
 
 
 def tokens(logits: Tensor, rows: list[Sequence]) -> list[int]:

@@ -6,6 +6,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from protocol.messages import FinishReason, SamplingParameters
+from tests.triton_worker.device import DEVICE
 from tests.triton_worker.models.reference import HF_FIXTURE, NEMO_FIXTURE, Prompt, make_prompt, their_greedy
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.engine.engine import Engine, EngineError
@@ -30,7 +31,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def model() -> MultimodalModel:
-    return load_model(open_checkpoint(NEMO_FIXTURE), torch.float32, torch.device("cpu"))
+    return load_model(open_checkpoint(NEMO_FIXTURE), torch.float32, DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def limits(blocks: int, model: MultimodalModel, **sizes: int) -> EngineLimits:
     """Limits under which the KV cache has just so many blocks."""
     block_bytes = KVCache.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
     return EngineLimits(
-        cpu_kv_cache_bytes=blocks * block_bytes,
+        kv_cache_bytes=blocks * block_bytes,
         **{"context_length": blocks * BLOCK_TOKENS, "max_sequences": 8, **sizes},
     )
 
@@ -78,10 +79,11 @@ def drain(engine: Engine) -> dict[str, list[int]]:
     return tokens
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 def test_a_crowd_is_answered_as_transformers_answers_each_alone(
-    model: MultimodalModel, expected: list[list[int]]
+    model: MultimodalModel, expected: list[list[int]], overlap: bool
 ) -> None:
-    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=8))
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=8, overlap_steps=overlap))
     tokens = run(engine, *(generate(str(i), prompt) for i, prompt in enumerate(PROMPTS)))
     assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
 
@@ -103,22 +105,25 @@ def test_chunks_and_cache_hits_change_no_token(
     assert (engine.status.counters.prefix_hits > 0) == prefix_cache
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("max_prefill_tokens", [7, 4096])
 def test_preemption_changes_no_token(
-    model: MultimodalModel, expected: list[list[int]], max_prefill_tokens: int, prefix_cache: bool
+    model: MultimodalModel, expected: list[list[int]], max_prefill_tokens: int, prefix_cache: bool, overlap: bool
 ) -> None:
-    engine = Engine(
-        model, IMAGE_PAD, 4096, limits(7, model, max_prefill_tokens=max_prefill_tokens, prefix_cache=prefix_cache)
-    )
+    sizes = limits(7, model, max_prefill_tokens=max_prefill_tokens, prefix_cache=prefix_cache, overlap_steps=overlap)
+    engine = Engine(model, IMAGE_PAD, 4096, sizes)
     tokens = run(engine, *(generate(str(i), prompt) for i, prompt in enumerate(PROMPTS)))
     assert engine.status.counters.preemptions > 0
     assert [tokens[str(i)] for i in range(len(PROMPTS))] == expected
     assert engine.status.free_blocks == engine.status.total_blocks == 7
 
 
-def test_arrivals_and_aborts_in_the_middle_change_no_token(model: MultimodalModel, expected: list[list[int]]) -> None:
-    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=3))
+@pytest.mark.parametrize("overlap", [False, True])
+def test_arrivals_and_aborts_in_the_middle_change_no_token(
+    model: MultimodalModel, expected: list[list[int]], overlap: bool
+) -> None:
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=3, overlap_steps=overlap))
     tokens: dict[str, list[int]] = {}
     for i, prompt in enumerate(PROMPTS):
         engine.add(generate(str(i), prompt))
@@ -161,7 +166,7 @@ def test_a_stop_token_ends_and_is_told(model: MultimodalModel, expected: list[li
 
 def test_an_image_token_that_is_generated_stands_for_no_picture(model: MultimodalModel) -> None:
     prompt = make_prompt([(2, 2)], IMAGE_PAD, seed=7)
-    engine = Engine(model, IMAGE_PAD, 4096, limits(4, model))
+    engine = Engine(model, IMAGE_PAD, 4096, limits(4, model, overlap_steps=False))
     sequence = generate("r", prompt, max_tokens=40)
     engine.add(sequence)
     engine.step()
@@ -172,7 +177,7 @@ def test_an_image_token_that_is_generated_stands_for_no_picture(model: Multimoda
 
 
 def test_a_request_whose_numbers_break_spoils_no_other(model: MultimodalModel, expected: list[list[int]]) -> None:
-    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=2))
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=2, overlap_steps=False))
     engine.add(generate("broken", PROMPTS[5], max_tokens=40))
     engine.step()
     [broken] = engine._scheduler._running
@@ -186,18 +191,18 @@ def test_a_request_whose_numbers_break_spoils_no_other(model: MultimodalModel, e
 def test_a_prompt_that_memory_has_no_room_for_fails_alone(
     model: MultimodalModel, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits())
+    engine = Engine(model, IMAGE_PAD, 4096, EngineLimits(overlap_steps=False))
     engine.add(generate("running", PROMPTS[0]))
     tokens = [engine.step().tokens[0].token_id]
     engine.add(generate("too large", PROMPTS[1]))
-    run_model = engine._runner.run
+    run_model = engine._runner.forward
 
-    def run_out_of_memory(chunks: list[Chunk]) -> list[int]:
+    def run_out_of_memory(chunks: list[Chunk]) -> torch.Tensor:
         if len(chunks) > 1:
             raise torch.OutOfMemoryError
         return run_model(chunks)
 
-    monkeypatch.setattr(engine._runner, "run", run_out_of_memory)
+    monkeypatch.setattr(engine._runner, "forward", run_out_of_memory)
     assert engine.step().failed == ("too large",)
     assert tokens + drain(engine)["running"] == expected[0]
     assert engine.status.free_blocks == engine.status.total_blocks

@@ -10,6 +10,7 @@ import torch
 
 from protocol.messages import ChatMessage, FinishReason, Grammar, JsonGrammar, RegexGrammar, SamplingParameters, Submit
 from protocol.messages import TextPart as Text
+from tests.triton_worker.device import DEVICE
 from tests.triton_worker.models.reference import NEMO_FIXTURE
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.engine.engine import Engine
@@ -45,7 +46,7 @@ class Deployment:
         opened = open_checkpoint(checkpoint)
         self.processor = Processor(opened, prompt_format(opened), PictureLimits())
         self.tokenizer = self.processor.tokenizer
-        self.model: MultimodalModel = load_model(opened, torch.float32, torch.device("cpu"))
+        self.model: MultimodalModel = load_model(opened, torch.float32, DEVICE)
         self.grammars = GrammarCompiler(
             self.tokenizer.to_json(), self.tokenizer.size, self.tokenizer.end_token_ids, threads=2
         )
@@ -119,7 +120,7 @@ def test_preemption_changes_no_constrained_answer(tiny: Deployment) -> None:
     grammar = RegexGrammar(r"[a-z]{20,40}\.")
     requests = [tiny.request(str(seed), grammar, temperature=1.5, seed=seed, max_tokens=50) for seed in range(3)]
     roomy = tiny.answers(tiny.engine(), *requests)
-    narrow = tiny.engine(context_length=96, cpu_kv_cache_bytes=6 * _block_bytes(tiny))
+    narrow = tiny.engine(context_length=96, kv_cache_bytes=6 * _block_bytes(tiny))
     assert tiny.answers(narrow, *requests) == roomy
     assert narrow.status.counters.preemptions > 0
 
@@ -164,7 +165,7 @@ def test_rows_that_pad_the_vocabulary_are_never_chosen(tiny: Deployment) -> None
 
 
 def test_a_request_whose_grammar_breaks_fails_alone(tiny: Deployment) -> None:
-    engine = tiny.engine()
+    engine = tiny.engine(overlap_steps=False)
     engine.add(tiny.request("broken", RegexGrammar("abcd"), temperature=0))
     [broken] = engine._scheduler._waiting
     assert broken.grammar is not None

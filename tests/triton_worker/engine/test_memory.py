@@ -32,7 +32,7 @@ def test_the_picture_cache_s_size_is_the_device_s_or_the_one_asked_for(device: s
 
 
 def test_on_the_cpu_the_limit_decides(model: MultimodalModel) -> None:
-    assert kv_cache_bytes(model, IMAGE_PAD, 64, EngineLimits(cpu_kv_cache_bytes=12345)) == 12345
+    assert kv_cache_bytes(model, IMAGE_PAD, 64, EngineLimits(kv_cache_bytes=12345)) == 12345
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from protocol.messages import FinishReason
 from tests.triton_worker.engine.sequences import END, picture_of, sequence
 from triton_worker.engine.block_pool import BlockPool
 from triton_worker.engine.kv_cache import BLOCK_TOKENS, blocks_for
+from triton_worker.engine.messages import NewToken
 from triton_worker.engine.scheduler import Chunk, Scheduler
 from triton_worker.engine.sequence import Sequence
 
@@ -22,8 +23,13 @@ def spans(chunks: list[Chunk]) -> list[tuple[str, int, int]]:
 
 def step(scheduler: Scheduler, token_id: int = 1) -> list[tuple[str, int, int]]:
     chunks = scheduler.schedule()
-    scheduler.complete(chunks, [token_id for chunk in chunks if chunk.reaches_end])
+    finish(scheduler, chunks, token_id)
     return spans(chunks)
+
+
+def finish(scheduler: Scheduler, chunks: list[Chunk], token_id: int = 1) -> list[NewToken]:
+    scheduler.launch(chunks)
+    return scheduler.complete(chunks, [token_id for chunk in chunks if chunk.reaches_end])
 
 
 def test_first_come_first_served() -> None:
@@ -32,7 +38,7 @@ def test_first_come_first_served() -> None:
         scheduler.add(sequence(name, 4, 1))
     chunks = scheduler.schedule()
     assert spans(chunks) == [("a", 0, 4), ("b", 0, 4)]
-    finished = scheduler.complete(chunks, [1, 1])
+    finished = finish(scheduler, chunks)
     assert [t.finish_reason for t in finished] == [FinishReason.LENGTH] * 2
     assert step(scheduler) == [("c", 0, 4)]
 
@@ -40,7 +46,7 @@ def test_first_come_first_served() -> None:
 def test_an_end_token_ends() -> None:
     scheduler = scheduler_of()
     scheduler.add(sequence("a", 4))
-    assert scheduler.complete(scheduler.schedule(), [END])[0].finish_reason is FinishReason.STOP
+    assert finish(scheduler, scheduler.schedule(), END)[0].finish_reason is FinishReason.STOP
     assert scheduler.schedule() == []
 
 
@@ -64,7 +70,7 @@ def test_only_a_chunk_that_reaches_the_end_samples() -> None:
     scheduler.add(sequence("a", 15))
     chunks = scheduler.schedule()
     assert [c.reaches_end for c in chunks] == [False]
-    assert scheduler.complete(chunks, []) == []
+    assert finish(scheduler, chunks) == []
     assert [c.reaches_end for c in scheduler.schedule()] == [True]
 
 
@@ -90,8 +96,8 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     chunks = scheduler.schedule()
     assert [c.sequence for c in chunks] == [old]
     assert scheduler.preemptions == 1
-    assert young.blocks == []
-    scheduler.complete(chunks, [END])
+    assert not young.blocks
+    finish(scheduler, chunks, END)
     assert step(scheduler) == [("young", 0, 2 * BLOCK_TOKENS + 1)]
 
 
@@ -213,13 +219,13 @@ def test_the_first_token_tells_how_long_the_prompt_took_and_what_of_it_was_cache
     scheduler.add(sequence("a", list(COMMON)))
     chunks = scheduler.schedule()
     now = 12.0
-    assert scheduler.complete(chunks, []) == []
+    assert finish(scheduler, chunks) == []
     chunks = scheduler.schedule()
     now = 15.0
-    [token] = scheduler.complete(chunks, [1])
+    [token] = finish(scheduler, chunks)
     assert token.first is not None
     assert (token.first.prefill_seconds, token.first.cached_tokens) == (5.0, BLOCK_TOKENS)
-    [token] = scheduler.complete(scheduler.schedule(), [1])
+    [token] = finish(scheduler, scheduler.schedule())
     assert token.first is None
 
 

@@ -43,14 +43,22 @@ class Engine(RuleBasedStateMachine):
         max_sequences=st.integers(1, 6),
         budget=st.integers(1, 60),
         prefix_cache=st.sampled_from([True, True, True, False]),
+        overlaps=st.booleans(),
         crowd=st.lists(REQUESTS, min_size=3, max_size=8),
     )
     def build(
-        self, total_blocks: int, max_sequences: int, budget: int, prefix_cache: bool, crowd: list[Request]
+        self,
+        total_blocks: int,
+        max_sequences: int,
+        budget: int,
+        prefix_cache: bool,
+        overlaps: bool,
+        crowd: list[Request],
     ) -> None:
         self.pool = BlockPool(total_blocks)
         self.scheduler = Scheduler(self.pool, max_sequences, budget, prefix_cache)
-        self.max_sequences, self.budget = max_sequences, budget
+        self.max_sequences, self.budget, self.overlaps = max_sequences, budget, overlaps
+        self.under_way: tuple[list[Chunk], list[int]] | None = None
         self.cache: dict[tuple[int, int], History] = {}
         self.added: dict[str, Sequence] = {}
         self.ended: Counter[str] = Counter()
@@ -88,21 +96,41 @@ class Engine(RuleBasedStateMachine):
             self.step(ended)
 
     def step(self, ends: set[int]) -> None:
+        """As the engine does it: a step may be scheduled before the tokens of the one before are known."""
         busy = self.scheduler.running_count + self.scheduler.waiting_count
         chunks = self.scheduler.schedule()
-        assert chunks or not busy, "nobody can go on"
-        assert len({c.sequence for c in chunks}) == len(chunks) == self.scheduler.running_count <= self.max_sequences
+        assert chunks or self.under_way or not busy, "nobody can go on"
+        assert len({c.sequence for c in chunks}) == len(chunks) <= self.scheduler.running_count <= self.max_sequences
         assert sum(c.stop - c.start for c in chunks if not c.sequence.is_decoding) <= self.budget
-        for chunk in chunks:
-            self.read_and_write(chunk)
-        sampling = [c for c in chunks if c.reaches_end]
-        tokens = self.scheduler.complete(chunks, [END if i in ends else 60 for i, _ in enumerate(sampling)])
-        assert [t.request_id for t in tokens] == [c.sequence.request_id for c in sampling]
+        blocks = [list(chunk.sequence.blocks) for chunk in chunks]
+        self.complete()
+        for chunk, of_chunk in zip(chunks, blocks, strict=True):
+            self.read_and_write(chunk, of_chunk)
+        self.scheduler.launch(chunks)
+        count = sum(chunk.reaches_end for chunk in chunks)
+        self.under_way = (chunks, [END if i in ends else 60 for i in range(count)]) if chunks else None
+        if not self.overlaps:
+            self.complete()
+
+    def complete(self) -> None:
+        if self.under_way is None:
+            return
+        chunks, token_ids = self.under_way
+        self.under_way = None
+        sampling = [c.sequence for c in chunks if c.reaches_end and not c.sequence.ended]
+        tokens = self.scheduler.complete(chunks, token_ids)
+        assert [t.request_id for t in tokens] == [s.request_id for s in sampling]
         self.ended.update(t.request_id for t in tokens if t.finish_reason)
 
-    def read_and_write(self, chunk: Chunk) -> None:
+    def read_and_write(self, chunk: Chunk, blocks: list[int]) -> None:
         of = chunk.sequence
+        if of.ended:  # since it was scheduled: what is still written hits nobody
+            for place in range(chunk.start, chunk.stop):
+                assert self.holders(blocks[place // BLOCK_TOKENS]) == 0
+                self.cache[blocks[place // BLOCK_TOKENS], place % BLOCK_TOKENS] = ("void",)
+            return
         assert chunk.start == of.computed_tokens < chunk.stop <= of.token_count
+        assert blocks == list(of.blocks)
         assert len(of.blocks) == blocks_for(of.token_count)
         truth = self.history(of)
         for place in range(chunk.stop):

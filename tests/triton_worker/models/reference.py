@@ -18,6 +18,7 @@ from triton_worker.engine.grammar import GrammarCompiler
 from triton_worker.engine.kv_cache import KVCache
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import Generate, Picture
+from triton_worker.models.decoder.rope import Rotary, apply_rotary
 from triton_worker.models.interface import MultimodalModel
 from triton_worker.processing.tokenizer import Tokenizer
 
@@ -55,10 +56,13 @@ def make_prompt(sizes: list[tuple[int, int]], image_token_id: int, seed: int = 0
 class ListAttention:
     """Plain causal attention of one sequence, with a cache that grows by concatenation."""
 
-    def __init__(self) -> None:
+    def __init__(self, kv_heads: int) -> None:
+        self._kv_heads = kv_heads
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, layer: int, heads: Tensor, rotary: Rotary) -> Tensor:
+        turned = apply_rotary(heads[:, : -self._kv_heads], rotary)
+        query, key, value = turned[:, : -self._kv_heads], turned[:, -self._kv_heads :], heads[:, -self._kv_heads :]
         if layer in self._cache:
             old_key, old_value = self._cache[layer]
             key, value = torch.cat((old_key, key)), torch.cat((old_value, value))
@@ -81,7 +85,7 @@ def prefill(model: MultimodalModel, prompt: Prompt, attention: ListAttention) ->
 @torch.inference_mode()
 def our_greedy(model: MultimodalModel, prompt: Prompt, new_tokens: int) -> tuple[Tensor, list[int]]:
     """Logits of the prompt, and the tokens that follow it."""
-    attention = ListAttention()
+    attention = ListAttention(model.num_kv_heads)
     logits, position = prefill(model, prompt, attention)
     tokens = [int(logits[-1].argmax())]
     while len(tokens) < new_tokens:
@@ -130,7 +134,7 @@ def engine_greedy(
 ) -> list[list[int]]:
     """What the engine answers to all of them together; in tokens that ``tokenizer`` has, where one is given."""
     block_bytes = KVCache.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
-    limits = EngineLimits(cpu_kv_cache_bytes=200 * block_bytes, context_length=400, max_sequences=8)
+    limits = EngineLimits(kv_cache_bytes=200 * block_bytes, context_length=400, max_sequences=8)
     grammars = None
     if tokenizer is not None:
         grammars = GrammarCompiler(tokenizer.to_json(), tokenizer.size, tokenizer.end_token_ids, 1)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+from tests.triton_worker.device import DEVICE
 from tests.triton_worker.models.llava import (
     IMAGE,
     TOWER,
@@ -89,7 +90,7 @@ def test_logits_equal_those_of_transformers(theirs: Any, hf: Path, prompt: Any) 
 
 
 def test_the_engine_answers_a_crowd_as_transformers_answers_alone(nemo: Path, expected: list[list[int]]) -> None:
-    model = load_model(open_checkpoint(nemo), torch.float32, CPU)
+    model = load_model(open_checkpoint(nemo), torch.float32, DEVICE)
     assert engine_greedy(model, PROMPTS, 12) == expected
     assert engine_greedy(model, PROMPTS[:1], 12) == expected[:1]
 
@@ -97,7 +98,7 @@ def test_the_engine_answers_a_crowd_as_transformers_answers_alone(nemo: Path, ex
 def test_a_context_without_room_for_a_picture_is_refused(hf: Path) -> None:
     model = load_model(open_checkpoint(hf), torch.float32, CPU)
     with pytest.raises(EngineError, match="A context of 17 tokens has no room for a picture, which takes 16"):
-        Engine(model, IMAGE, 1024, EngineLimits(cpu_kv_cache_bytes=2**24, context_length=17, max_sequences=4))
+        Engine(model, IMAGE, 1024, EngineLimits(kv_cache_bytes=2**24, context_length=17, max_sequences=4))
 
 
 def test_over_several_ranks(hf: Path) -> None:

@@ -82,12 +82,12 @@ def test_pictures_encoded_together_equal_pictures_encoded_alone(ours: Multimodal
 @torch.inference_mode()
 def test_prefill_in_chunks_equals_prefill_at_once(ours: MultimodalModel) -> None:
     prompt = make_prompt([(3, 5)], IMAGE_PAD)
-    at_once, _ = prefill(ours, prompt, ListAttention())
+    at_once, _ = prefill(ours, prompt, ListAttention(ours.num_kv_heads))
     token_ids = torch.tensor(prompt.token_ids)
     embeddings = ours.embed_tokens(token_ids)
     embeddings[token_ids == IMAGE_PAD] = ours.encode_pictures(prompt.pictures)[0]
     positions, _ = ours.prompt_positions(prompt.token_ids, prompt.grids, IMAGE_PAD)
-    attention = ListAttention()
+    attention = ListAttention(ours.num_kv_heads)
     parts = [
         ours.logits(ours.forward(embeddings[part], positions[:, part], attention))
         for part in (slice(0, 4), slice(4, 17), slice(17, None))
@@ -184,6 +184,6 @@ def test_the_gpu_computes_what_the_cpu_does(ours: MultimodalModel) -> None:
     device = torch.device("cuda")
     on_gpu = load_model(open_checkpoint(NEMO_FIXTURE), torch.float32, device)
     prompt = make_prompt([(5, 7), (2, 2)], IMAGE_PAD)
-    expected, _ = prefill(ours, prompt, ListAttention())
-    logits, _ = prefill(on_gpu, prompt, ListAttention())
+    expected, _ = prefill(ours, prompt, ListAttention(ours.num_kv_heads))
+    logits, _ = prefill(on_gpu, prompt, ListAttention(on_gpu.num_kv_heads))
     torch.testing.assert_close(logits.cpu(), expected, atol=1e-3, rtol=0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from tests.triton_worker.device import DEVICE
 from tests.triton_worker.models.reference import (
     HF_FIXTURE,
     engine_greedy,
@@ -104,7 +105,7 @@ def test_logits_equal_those_of_transformers(theirs: Any, hf: Path, prompt: Any) 
 
 
 def test_the_engine_answers_a_crowd_as_transformers_answers_alone(nemo: Path, expected: list[list[int]]) -> None:
-    model = load_model(open_checkpoint(nemo), torch.float32, CPU)
+    model = load_model(open_checkpoint(nemo), torch.float32, DEVICE)
     assert engine_greedy(model, PROMPTS, 12) == expected
     assert engine_greedy(model, PROMPTS[:1], 12) == expected[:1]
 

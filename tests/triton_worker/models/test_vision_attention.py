@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from triton_worker.models.qwen2_5_vl.vision import window_layout
-from triton_worker.models.varlen_attention import varlen_attention
+from triton_worker.models.varlen_attention import Segments, varlen_attention
 
 
 @pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [3, 3, 1, 7, 7, 3], [1, 1, 2]], ids=str)
@@ -14,9 +14,10 @@ def test_varlen_attention_is_attention_within_each_segment(lengths: list[int]) -
     query, key, value = torch.randn(3, sum(lengths), 2, 8)
     segment = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     mask = segment.unsqueeze(0) == segment.unsqueeze(1)
+    segments = Segments.of(lengths, query.device)
     heads_first = (x.transpose(0, 1) for x in (query, key, value))
     expected = scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(0, 1)
-    torch.testing.assert_close(varlen_attention(query, key, value, lengths), expected)
+    torch.testing.assert_close(varlen_attention(query, key, value, segments), expected)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(4, 4), (9, 7), (3, 2), (1, 13), (8, 4), (5, 4)])

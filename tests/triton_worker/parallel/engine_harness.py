@@ -41,7 +41,7 @@ def settings(checkpoint: Path, layout: Layout, tokenizer: Path | None = None, **
         image_token_id=IMAGE_PAD,
         device="cpu",
         dtype="float32",
-        limits=EngineLimits(max_sequences=8, cpu_kv_cache_bytes=2**24, context_length=512),
+        limits=EngineLimits(max_sequences=8, kv_cache_bytes=2**24, context_length=512),
         layout=layout,
     )
     return replace(made, **fields)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ class Parted(Ranks):
 
 def test_ranks_that_no_longer_compute_the_same_end() -> None:
     model = load_model(open_checkpoint(NEMO_FIXTURE), torch.float32, torch.device("cpu"))
-    engine = Engine(model, IMAGE_PAD, 128, EngineLimits(cpu_kv_cache_bytes=2**24))
+    engine = Engine(model, IMAGE_PAD, 128, EngineLimits(kv_cache_bytes=2**24))
     with pytest.raises(EngineError, match="do not agree"):
         _serve(engine, Parted(), inbox=None, say=lambda message: None)
 

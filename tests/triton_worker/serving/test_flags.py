@@ -14,6 +14,7 @@ def limits(*argv: str) -> EngineLimits:
 
 def test_caches_are_on_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (limits().prefix_cache, limits().picture_cache_bytes) == (True, None)
+    assert (limits().cuda_graphs, limits("--cuda_graphs", "off").cuda_graphs) == (True, False)
     off = limits("--prefix_cache", "off", "--vision_cache_bytes", "0")
     assert (off.prefix_cache, off.picture_cache_bytes) == (False, 0)
     monkeypatch.setenv("MULTIMODAL_PREFIX_CACHE", "off")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from triton_worker.models.decoder.config import DecoderConfig
-from triton_worker.models.decoder.rope import DecoderRotary, Rotary, apply_rotary
+from triton_worker.models.decoder.rope import DecoderRotary, Rotary
 from triton_worker.models.interface import Attention
 from triton_worker.models.layers import GatedMLP, Linear, ParallelVocabulary, RMSNorm, RowParallelLinear
 from triton_worker.parallel import DecoderShard, Ranks
@@ -61,8 +61,6 @@ class DecoderLayer(nn.Module):
         self._index = index
         self._head_dim = config.head_dim
         query_heads, kv_heads = len(shard.query_heads), len(shard.kv_heads)
-        self._turned_heads = query_heads + kv_heads
-        self._head_counts = [query_heads, kv_heads]
         hidden, rows = config.hidden_size, (query_heads + 2 * kv_heads) * config.head_dim
         self.input_norm = RMSNorm(hidden, config.norm_eps, dtype=dtype, device=device)
         # Rows: all query heads, all key heads, all value heads.
@@ -74,10 +72,8 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(hidden, len(shard.intermediate), ranks, bias=False, dtype=dtype, device=device)
 
     def forward(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
-        heads = self.qkv_proj(self.input_norm(hidden)).unflatten(-1, (-1, self._head_dim))
-        # Query and key heads lie side by side, so one rotation serves both.
-        query, key = torch.split(apply_rotary(heads[:, : self._turned_heads], rotary), self._head_counts, dim=1)
-        attended = attention(self._index, query, key, heads[:, self._turned_heads :])
-        hidden = hidden + self.output_proj(attended.flatten(1))
-        result: Tensor = hidden + self.mlp(self.mlp_norm(hidden))
+        heads = self.qkv_proj(hidden, norm=self.input_norm).unflatten(-1, (-1, self._head_dim))
+        attended = attention(self._index, heads, rotary).flatten(1)
+        hidden = self.output_proj(attended, residual=hidden)
+        result: Tensor = self.mlp(hidden, norm=self.mlp_norm, residual=hidden)
         return result

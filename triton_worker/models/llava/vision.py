@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from triton_worker.models.layers import MLP, LayerNorm, Linear, empty_parameter, quick_gelu
 from triton_worker.models.llava.config import ClipConfig
-from triton_worker.models.varlen_attention import varlen_attention
+from triton_worker.models.varlen_attention import Segments, varlen_attention
 
 
 class VisionTower(nn.Module):
@@ -39,10 +39,10 @@ class VisionTower(nn.Module):
         patches = self.patch_embed(torch.stack([self._patches(picture) for picture in pictures]))
         first = self.class_token.weight.expand(len(pictures), -1, -1)
         hidden = self.pre_norm(torch.cat((first, patches), dim=1) + self.position_embed.weight)
-        lengths = [hidden.shape[1]] * len(pictures)
+        segments = Segments.of([hidden.shape[1]] * len(pictures), hidden.device)
         hidden = hidden.flatten(0, 1)
         for block in self.blocks:
-            hidden = block(hidden, lengths)
+            hidden = block(hidden, segments)
         embeddings = self.projector(hidden.unflatten(0, (len(pictures), -1))[:, 1:])
         return list(embeddings.unbind())
 
@@ -76,12 +76,12 @@ class ClipBlock(nn.Module):
         self.mlp_norm = LayerNorm(size, config.norm_eps, dtype=dtype, device=device)
         self.mlp = MLP(size, config.intermediate_size, quick_gelu, dtype=dtype, device=device)
 
-    def forward(self, hidden: Tensor, segment_lengths: Sequence[int]) -> Tensor:
+    def forward(self, hidden: Tensor, segments: Segments) -> Tensor:
         """[patches, hidden_size] -> the same; patches attend within their segment."""
         heads = self.qkv_proj(self.attention_norm(hidden)).unflatten(-1, (3 * self._num_heads, -1))
         query, key, value = heads.chunk(3, dim=1)
-        attended = varlen_attention(query, key, value, segment_lengths)
-        hidden = hidden + self.output_proj(attended.flatten(1))
+        attended = varlen_attention(query, key, value, segments)
+        hidden = self.output_proj(attended.flatten(1), residual=hidden)
         result: Tensor = hidden + self.mlp(self.mlp_norm(hidden))
         return result
 

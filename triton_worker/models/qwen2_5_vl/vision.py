@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from triton_worker.models.decoder.rope import inverse_frequencies
 from triton_worker.models.layers import GatedMLP, RMSNorm
 from triton_worker.models.qwen2_5_vl.config import VisionConfig
 from triton_worker.models.qwen_vl.vision import Merger, PatchEmbedding, VisionBlock, patch_rotary, unit_grid
+from triton_worker.models.varlen_attention import Segments
+from triton_worker.transfer import send
 
 
 class VisionTower(nn.Module):
@@ -39,13 +42,13 @@ class VisionTower(nn.Module):
             return []
         layouts = [self._layout(picture) for picture in pictures]
         patches = self.patch_embed(pictures)
-        order = _joined([layout.order for layout in layouts]).to(patches.device)
+        order = send(_joined([layout.order for layout in layouts]), patches.device)
         hidden = patches[order].flatten(0, 1)
         rows = torch.cat([layout.order // layout.columns for layout in layouts])
         columns = torch.cat([layout.order % layout.columns for layout in layouts])
         rotary = patch_rotary(rows, columns, self._config.merge_size, self._frequencies)
-        windows = [length for layout in layouts for length in layout.window_lengths]
-        wholes = [sum(layout.window_lengths) for layout in layouts]
+        windows = Segments.of([length for layout in layouts for length in layout.window_lengths], patches.device)
+        wholes = Segments.of([sum(layout.window_lengths) for layout in layouts], patches.device)
         for index, block in enumerate(self.blocks):
             full = index in self._config.full_attention_layers
             hidden = block(hidden, rotary, wholes if full else windows)
@@ -80,6 +83,7 @@ class WindowLayout:
     window_lengths: tuple[int, ...]
 
 
+@functools.lru_cache(maxsize=256)
 def window_layout(rows: int, columns: int, side: int, patches_per_unit: int) -> WindowLayout:
     """Cut a picture of rows x columns units into windows of at most side x side.
 

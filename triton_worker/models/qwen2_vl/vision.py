@@ -11,6 +11,7 @@ from triton_worker.models.decoder.rope import inverse_frequencies
 from triton_worker.models.layers import MLP, LayerNorm, quick_gelu
 from triton_worker.models.qwen_vl.config import VisionConfig
 from triton_worker.models.qwen_vl.vision import Merger, PatchEmbedding, VisionBlock, patch_rotary, unit_grid
+from triton_worker.models.varlen_attention import Segments
 
 
 class VisionTower(nn.Module):
@@ -39,8 +40,9 @@ class VisionTower(nn.Module):
         rotary = patch_rotary(rows, columns, merge, self._frequencies)
         units = [height * width for height, width in grids]
         hidden = self.patch_embed(pictures).flatten(0, 1)
+        segments = Segments.of([count * merge**2 for count in units], hidden.device)
         for block in self.blocks:
-            hidden = block(hidden, rotary, [count * merge**2 for count in units])
+            hidden = block(hidden, rotary, segments)
         return list(torch.split(self.merger(hidden), units))
 
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from triton_worker.models.decoder.rope import Rotary, apply_rotary
+from triton_worker.models import operations
+from triton_worker.models.decoder.rope import Rotary
 from triton_worker.models.layers import Linear
 from triton_worker.models.qwen_vl.config import VisionConfig
 from triton_worker.models.qwen_vl.positions import vision_rotary
-from triton_worker.models.varlen_attention import varlen_attention
+from triton_worker.models.varlen_attention import Segments, varlen_attention
+from triton_worker.transfer import send
 
 
 class PatchEmbedding(Linear):
@@ -59,7 +61,7 @@ def patch_rotary(unit_rows: Tensor, unit_columns: Tensor, merge: int, frequencie
     within = torch.arange(merge)
     rows = (unit_rows * merge).unsqueeze(1) + within.repeat_interleave(merge)
     columns = (unit_columns * merge).unsqueeze(1) + within.repeat(merge)
-    places = torch.stack((rows.flatten(), columns.flatten())).to(frequencies.device)
+    places = send(torch.stack((rows.flatten(), columns.flatten())), frequencies.device)
     return vision_rotary(places[0], places[1], frequencies)
 
 
@@ -84,13 +86,13 @@ class VisionBlock(nn.Module):
         self.output_proj = Linear(size, size, bias=True, dtype=dtype, device=device)
         self.mlp = mlp
 
-    def forward(self, hidden: Tensor, rotary: Rotary, segment_lengths: Sequence[int]) -> Tensor:
+    def forward(self, hidden: Tensor, rotary: Rotary, segments: Segments) -> Tensor:
         """[patches, hidden_size] -> the same; patches attend within their segment."""
         count = self._num_heads
         heads = self.qkv_proj(self.attention_norm(hidden)).unflatten(-1, (3 * count, -1))
-        query, key = apply_rotary(heads[:, : 2 * count], rotary).chunk(2, dim=1)
-        attended = varlen_attention(query, key, heads[:, 2 * count :], segment_lengths)
-        hidden = hidden + self.output_proj(attended.flatten(1))
+        query, key = operations.rotate(heads[:, : 2 * count], rotary).chunk(2, dim=1)
+        attended = varlen_attention(query, key, heads[:, 2 * count :], segments)
+        hidden = self.output_proj(attended.flatten(1), residual=hidden)
         result: Tensor = hidden + self.mlp(self.mlp_norm(hidden))
         return result
 

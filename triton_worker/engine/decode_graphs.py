@@ -1,0 +1,101 @@
+"""The decode step in CUDA graphs: hundreds of launches become one, and none of them waits for Python."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+
+import torch
+from torch import Tensor
+
+from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache
+from triton_worker.engine.paged_attention import Contexts, Decodes, PagedAttention
+from triton_worker.engine.scheduler import Chunk
+from triton_worker.models.interface import MultimodalModel
+
+_TOKEN, _SOURCE, _POSITION, _CACHE_ROW, _CONTEXT = range(5)
+_BLOCKS = 5
+"""Columns of a row of the inputs: these five, then the sequence's blocks."""
+
+
+class DecodeGraphs:
+    """A graph for each batch size of a ladder; a batch runs in the next larger one, its rest is padding."""
+
+    def __init__(
+        self, model: MultimodalModel, cache: KVCache, drawn: Tensor, sizes: SequenceOf[int], max_context: int
+    ) -> None:
+        """``drawn``: int64 ``[most]``, the tokens that the step before drew; ``sizes``: the ladder, rising."""
+        self._model = model
+        self._cache = cache
+        self._drawn = drawn
+        self._max_context = max_context
+        shape = (sizes[-1], _BLOCKS - (-max_context // BLOCK_TOKENS))
+        self._inputs = torch.zeros(shape, dtype=torch.int32, device=model.device)
+        # A step is prepared while the one before is being copied from the other.
+        self._prepared = [torch.zeros(shape, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._sizes = sizes
+
+    @torch.inference_mode()
+    def capture(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Record all graphs, the largest first: the others use its memory. Tells how many of how many are done."""
+        gc.collect()
+        pool = torch.cuda.graph_pool_handle()
+        for done, size in enumerate(reversed(self._sizes), start=1):
+            self._inputs[:size].copy_(self._padding(size))
+            for _ in range(2):  # kernels are compiled and libraries choose theirs before anything is recorded
+                self._logits(size)
+            torch.cuda.synchronize(self._model.device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                logits = self._logits(size)
+            self._graphs[size] = graph, logits
+            progress(done, len(self._sizes))
+
+    def run(self, chunks: SequenceOf[Chunk]) -> Tensor:
+        """Logits ``[chunks, vocabulary]``, valid until the next run; each chunk is one token that reaches its end."""
+        size = next(size for size in self._sizes if size >= len(chunks))
+        prepared = self._prepared[0]
+        self._prepared.reverse()
+        rows = prepared.numpy()
+        rows[:size, :_BLOCKS] = _PADDING
+        for row, chunk in enumerate(chunks):
+            sequence = chunk.sequence
+            place = chunk.start
+            rows[row, :_BLOCKS] = (
+                *sequence.decode_token(place),
+                sequence.position(place),
+                sequence.blocks[place // BLOCK_TOKENS] * BLOCK_TOKENS + place % BLOCK_TOKENS,
+                chunk.stop,
+            )
+            rows[row, _BLOCKS : _BLOCKS + len(sequence.blocks)] = sequence.blocks
+        self._inputs[:size].copy_(prepared[:size], non_blocking=True)
+        graph, logits = self._graphs[size]
+        graph.replay()
+        return logits[: len(chunks)]
+
+    def _logits(self, size: int) -> Tensor:
+        inputs = self._inputs[:size]
+        source = inputs[:, _SOURCE].long()
+        token_ids = torch.where(source >= 0, self._drawn[source.clamp_min(0)], inputs[:, _TOKEN].long())
+        context_lengths = inputs[:, _CONTEXT].contiguous()
+        decodes = Decodes.split(Contexts(inputs[:, _BLOCKS:], context_lengths), self._max_context, self._cache)
+        attention = PagedAttention(self._cache, inputs[:, _CACHE_ROW].long(), decodes)
+        positions = inputs[:, _POSITION].long().expand(3, -1)
+        hidden = self._model.forward(self._model.embed_tokens(token_ids), positions, attention)
+        return self._model.logits(hidden)
+
+    def _padding(self, size: int) -> Tensor:
+        padding = torch.zeros_like(self._prepared[0][:size])
+        padding[:, :_BLOCKS] = torch.tensor(_PADDING)
+        return padding
+
+
+_PADDING = (0, -1, 0, -1, 0)
+"""Token 0 of no sequence, stored nowhere, with nothing to attend to."""
+
+
+def batch_ladder(most: int) -> list[int]:
+    """Batch sizes to record: 1, 2, 4, then every 8, up to ``most``."""
+    return [size for size in (1, 2, 4) if size < most] + [*range(8, most, 8), most]
