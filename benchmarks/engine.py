@@ -1,207 +1,69 @@
-"""Measure the engine, in this process, beside what the machine could do at best, and print one table.
+"""Measure the engine, in this process, beside what the machine could do at best and beside transformers; one table.
 
-python -m benchmarks.engine --shape demo            on the CPU, with the demo model: a check that it runs
-python -m benchmarks.engine --shape 3b              on a GPU, Qwen2.5-VL-3B's sizes with random weights
-python -m benchmarks.engine --shape 3b --huggingface    and transformers' generate beside it
+python -m benchmarks.engine --shape demo        on the CPU, with the demo model: a check that it runs
+python -m benchmarks.engine --shape 3b          on a GPU, Qwen2.5-VL-3B's sizes with random weights
 
 Pictures are prepared before the clock starts; gateway, Triton and picture decoding are not part of it. All numbers of
-several samples are medians unless they say p95.
+several samples are medians unless they say p95. First, log probabilities that the engine tells are compared with those
+of transformers in float32, on the same weights; exits with 1 where rounding does not explain the difference.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 
-import numpy as np
 import torch
 
-from benchmarks.figures import ms, percentile
-from benchmarks.limits import Limits, timed
-from benchmarks.shapes import SHAPES, build, build_huggingface
-from protocol.messages import SamplingParameters
-from triton_worker.engine.engine import Engine
-from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache
-from triton_worker.engine.limits import EngineLimits
-from triton_worker.engine.messages import Generate, Picture
+from benchmarks.engine_steps import SteppedEngine
+from benchmarks.figures import ms, percentile, table
+from benchmarks.huggingface import BATCH, HuggingFace, Pace
+from benchmarks.kernel_times import write_kernel_times
+from benchmarks.limits import Limits
+from benchmarks.shapes import SHAPES
 
-GREEDY = SamplingParameters(temperature=0.0, ignore_eos=True)
-
-
-@dataclass
-class Latencies:
-    """Seconds to the first token, and between two tokens, of any number of requests."""
-
-    first: list[float] = field(default_factory=list)
-    between: list[float] = field(default_factory=list)
+Row = tuple[str, str, str, str]
+"""What was measured, the result, the limit, and what transformers' ``generate`` takes."""
 
 
-class Bench:
-    """One engine and the requests it is given."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        began = time.perf_counter()
-        self.options = options
-        self.device = torch.device(options.device)
-        self.model, self.image_token = build(options.shape, getattr(torch, options.dtype), self.device)
-        model = self.model
-        block_bytes = KVCache.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
-        most = max(*options.batches, *options.in_flight)
-        longest = self.prompt_tokens + options.output_tokens + options.context
-        self.engine = Engine(
-            self.model,
-            self.image_token,
-            longest,
-            EngineLimits(
-                max_sequences=most,
-                max_prefill_tokens=options.max_prefill_tokens,
-                cpu_kv_cache_bytes=most * (longest // BLOCK_TOKENS + 1) * block_bytes,
-            ),
-        )
-        self.engine.warm_up()
-        self.ready_seconds = time.perf_counter() - began
-        self._random = np.random.default_rng(0)
-        self._count = 0
-
-    @property
-    def picture_tokens(self) -> int:
-        width, height = self.options.picture
-        return int(width * height // 28**2)
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.picture_tokens + int(self.options.text_tokens)
-
-    def picture(self) -> Picture:
-        width, height = self.options.picture
-        return Picture.of(self._random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-    def request(self, text_tokens: int, pictures: Sequence[Picture], output_tokens: int) -> Generate:
-        """Pictures, then text that no other request has."""
-        self._count += 1
-        text = self._random.integers(0, min(400, self.image_token), text_tokens).tolist()
-        token_ids = [self.image_token] * self.picture_tokens * len(pictures) + text
-        stop: frozenset[int] = frozenset()
-        return Generate(str(self._count), tuple(token_ids), tuple(pictures), GREEDY, output_tokens, 0, stop)
-
-    def decode_step(self, batch: int) -> float:
-        """Seconds of a step that decodes one token of each of ``batch`` sequences."""
-        steps = self.options.steps
-        requests = [self.request(self.options.context, (), 10**6) for _ in range(batch)]
-        for request in requests:
-            self.engine.add(request)
-        started: set[str] = set()
-        while len(started) < batch:
-            started.update(token.request_id for token in self.engine.step().tokens)
-        seconds = [timed(self.engine.step) for _ in range(steps + 2)][2:]
-        for request in requests:
-            self.engine.abort(request.request_id)
-        return statistics.median(seconds)
-
-    def closed_loop(self, in_flight: int, count: int) -> tuple[float, Latencies]:
-        """Seconds for ``count`` requests, each with a new picture, of which so many are in flight at any time."""
-        requests = [self.request(self.options.text_tokens, [self.picture()], self.options.output_tokens)
-                    for _ in range(count)]  # fmt: skip
-        return self.serve(requests, in_flight)
-
-    def alone(self) -> tuple[Latencies, Latencies]:
-        """One request at a time: with new pictures; with the same ones before another text."""
-        results = (Latencies(), Latencies())
-        pictures = [self.picture() for _ in range(5)]
-        for latencies in results:
-            for picture in pictures:
-                request = self.request(self.options.text_tokens, [picture], self.options.output_tokens)
-                _, one = self.serve([request], 1)
-                latencies.first += one.first
-                latencies.between += one.between
-        return results
-
-    def serve(self, requests: Sequence[Generate], in_flight: int) -> tuple[float, Latencies]:
-        """Seconds that all requests took together."""
-        latencies = Latencies()
-        last: dict[str, float] = {}
-        waiting: Iterator[Generate] = iter(requests)
-        began = time.perf_counter()
-
-        def add_next() -> None:
-            request = next(waiting, None)
-            if request is not None:
-                last[request.request_id] = time.perf_counter()
-                self.engine.add(request)
-
-        for _ in range(in_flight):
-            add_next()
-        while self.engine.has_work:
-            tokens = self.engine.step().tokens
-            now = time.perf_counter()
-            for token in tokens:
-                seconds = now - last[token.request_id]
-                (latencies.first if token.first is not None else latencies.between).append(seconds)
-                last[token.request_id] = now
-                if token.finish_reason is not None:
-                    add_next()
-        return time.perf_counter() - began, latencies
-
-
-def huggingface(bench: Bench) -> tuple[float, float]:
-    """Seconds to the first token and between two tokens of ``generate``, one request with a picture."""
-    model = build_huggingface(bench.model.config, bench.image_token, bench.model.dtype, bench.device)
-    request = bench.request(bench.options.text_tokens, [bench.picture()], 1)
-    token_ids = torch.tensor([request.prompt_token_ids], device=bench.device)
-    width, height = bench.options.picture
-    inputs = {
-        "input_ids": token_ids,
-        "attention_mask": torch.ones_like(token_ids),
-        "mm_token_type_ids": (token_ids == bench.image_token).int(),
-        "pixel_values": torch.randn(4 * bench.picture_tokens, 1176, device=bench.device, dtype=bench.model.dtype),
-        "image_grid_thw": torch.tensor([[1, height // 14, width // 14]], device=bench.device),
-    }
-
-    def generate(tokens: int) -> float:
-        exact = {"max_new_tokens": tokens, "min_new_tokens": tokens, "eos_token_id": None, "pad_token_id": 0}
-        return timed(lambda: model.generate(**inputs, **exact, do_sample=False))
-
-    generate(2)
-    first = statistics.median(generate(1) for _ in range(3))
-    longer = statistics.median(generate(17) for _ in range(3))
-    return first, (longer - first) / 16
-
-
-def rows(bench: Bench) -> Iterator[tuple[str, str, str]]:
-    """What was measured, the result, and the limit."""
-    options = bench.options
-    limits = Limits(bench.model)
-    yield "device copy, read and written", f"{limits.bytes_per_second / 1e9:,.0f} GB/s", ""
-    yield f"large {options.dtype} product", f"{limits.flop_per_second / 1e12:,.2f} TFLOP/s", ""
-    yield "process start to ready, imports left out", f"{bench.ready_seconds:.1f} s", ""
+def rows(engine: SteppedEngine, theirs: Pace | None) -> Iterator[Row]:
+    """Measure; ``theirs`` is what transformers needs for the same."""
+    options, limits = engine.options, Limits(engine.model)
+    yield "device copy, read and written", f"{limits.bytes_per_second / 1e9:,.0f} GB/s", "", ""
+    yield f"large {options.dtype} product", f"{limits.flop_per_second / 1e12:,.2f} TFLOP/s", "", ""
+    yield "process start to ready", f"{engine.ready_seconds:.1f} s", "", ""
     for batch in options.batches:
+        with engine.decoding(batch):
+            seconds = engine.step_seconds()
+        told = ms(theirs.batch_step) if theirs is not None and batch == BATCH else ""
         limit = limits.decode_step(batch, options.context)
-        yield f"decode step, batch {batch}, context {options.context}", ms(bench.decode_step(batch)), ms(limit)
-    new, again = bench.alone()
-    tokens = (bench.picture_tokens, bench.prompt_tokens)
-    yield "one request, a new picture: first token", _median(new.first), ms(limits.first_token(*tokens))
-    yield "one request, the same picture again: first token", _median(again.first), ""
-    yield "one request: one token", _median(new.between), ms(limits.decode_step(1, bench.prompt_tokens))
+        yield f"decode step, batch {batch}, context {options.context}", ms(seconds), ms(limit), told
+    new, again = engine.alone()
+    tokens = (engine.picture_tokens, engine.prompt_tokens)
+    first, between = (ms(theirs.first), ms(theirs.between)) if theirs is not None else ("", "")
+    yield "one request, a new picture: first token", _median(new.first), ms(limits.first_token(*tokens)), first
+    yield "one request, the same picture again: first token", _median(again.first), "", ""
+    step = limits.decode_step(1, engine.prompt_tokens)
+    yield "one request: one token", _median(new.between), ms(step), between
     for in_flight in options.in_flight:
-        count = in_flight * options.rounds
-        seconds, latencies = bench.closed_loop(in_flight, count)
-        name = f"{in_flight} in flight, {count} requests"
-        rate = count * options.output_tokens / seconds
-        limit = limits.tokens_per_second(in_flight, *tokens, options.output_tokens)
-        yield f"{name}: tokens/s", f"{rate:,.0f}", f"{limit:,.0f}"
-        yield f"{name}: requests/s", f"{count / seconds:.2f}", ""
-        yield f"{name}: first token, p50 / p95", _p50_p95(latencies.first), ""
-        yield f"{name}: one token, p50 / p95", _p50_p95(latencies.between), ""
-    if options.huggingface:
-        first, between = huggingface(bench)
-        yield "Hugging Face generate, one request: first token", ms(first), ms(limits.first_token(*tokens))
-        yield "Hugging Face generate, one request: one token", ms(between), ""
+        yield from _closed_loop(engine, limits, in_flight)
+
+
+def _closed_loop(engine: SteppedEngine, limits: Limits, in_flight: int) -> Iterator[Row]:
+    count, length = in_flight * engine.options.rounds, engine.options.output_tokens
+    seconds, latencies = engine.closed_loop(in_flight, count)
+    name = f"{in_flight} in flight, {count} requests"
+    limit = limits.tokens_per_second(in_flight, engine.picture_tokens, engine.prompt_tokens, length)
+    yield f"{name}: tokens/s", f"{count * length / seconds:,.0f}", f"{limit:,.0f}", ""
+    yield f"{name}: requests/s", f"{count / seconds:.2f}", "", ""
+    yield f"{name}: first token, p50 / p95", _p50_p95(latencies.first), "", ""
+    yield f"{name}: one token, p50 / p95", _p50_p95(latencies.between), "", ""
 
 
 def _median(seconds: list[float]) -> str:
@@ -239,22 +101,43 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_tokens", type=int, default=128 if cuda else 16)
     parser.add_argument("--steps", type=int, default=50 if cuda else 20, help="decode steps measured for each batch")
     parser.add_argument("--max_prefill_tokens", type=int, default=4096 if cuda else 1000)
-    parser.add_argument("--huggingface", action="store_true", help="measure transformers' generate too")
+    parser.add_argument(
+        "--huggingface",
+        action=argparse.BooleanOptionalAction,
+        default=importlib.util.find_spec("transformers") is not None,
+        help="compare with transformers; by default where it is installed",
+    )
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="write which kernels steps consist of")
     return parser.parse_args(argv)
 
 
+def compare(engine: SteppedEngine) -> tuple[Pace, bool]:
+    """What transformers takes, and whether the engine's numbers are its numbers, which is printed."""
+    theirs = HuggingFace(engine)
+    pace, difference = theirs.pace(), theirs.difference()
+    told = f"Largest difference of a log probability from transformers in float32: {difference.ours:.4f}"
+    print(f"{told}; of transformers in {engine.options.dtype}: {difference.theirs:.4f}.\n", flush=True)
+    return pace, difference.acceptable
+
+
 def main() -> None:
-    """Measure and print, row by row."""
+    """Compare, measure and print, row by row."""
     options = parse()
     if options.device == "cpu":
         torch.set_num_threads(1)  # as the engine process has it on two cores; see engine/process.py
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     print(f"`python -m benchmarks.engine {' '.join(sys.argv[1:])}`, {date.today()}, {hardware}, {options.dtype}, "
           f"Python {platform.python_version()}, torch {torch.__version__}\n")  # fmt: skip
-    bench = Bench(options)
-    print("| | measured | limit |\n|---|---|---|")
-    for row in rows(bench):
+    engine = SteppedEngine(options)
+    pace, right = compare(engine) if options.huggingface else (None, True)
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
+    print(table(("", "measured", "limit", "transformers' generate"), ()))
+    for row in rows(engine, pace):
         print(f"| {' | '.join(row)} |", flush=True)
+    if options.profile is not None:
+        write_kernel_times(engine, options.profile)
+    sys.exit(0 if right else "error: the engine's log probabilities are not those of the model.")
 
 
 if __name__ == "__main__":

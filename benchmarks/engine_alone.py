@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protocol.messages import Submit
-from tests.e2e.deployment import MODEL
+from tests.e2e.deployment import MODEL, WORKER_FLAGS
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.engine.messages import EngineFailed, EngineReady, FromEngine, Generate, StepOutput
 from triton_worker.engine.process import EngineProcess
@@ -49,7 +49,7 @@ class EngineAlone:
     def __init__(self, checkpoint_path: Path, *worker_flags: str) -> None:
         """``worker_flags``: those of the deployment that it is compared with, beyond what each deployment gets."""
         common = ["--nemo_checkpoint", str(checkpoint_path), "--triton_model_name", MODEL]
-        settings = parse_worker_flags([*common, "--device", "cpu", "--params_dtype", "float32", *worker_flags])
+        settings = parse_worker_flags([*common, *WORKER_FLAGS, *worker_flags])
         checkpoint = open_checkpoint(settings.nemo_checkpoint, settings.tokenizer)
         prompts = prompt_format(settings, checkpoint)
         self._processor = Processor(checkpoint, prompts, PictureLimits())

@@ -1,6 +1,7 @@
-"""Measure what gateway and Triton add to the engine, and print one table; on the CPU, with the demo model.
+"""Measure what gateway and Triton add to the engine, and print one table; with the demo model, on the CPU.
 
 python -m benchmarks.gateway
+TEST_WORKER_FLAGS="--device cuda --params_dtype bfloat16" python -m benchmarks.gateway --checkpoint DIRECTORY
 
 Real servers are started. The same greedy requests go through them as streamed chat completions, and to an engine of the
 same settings that this process asks directly, in turns. Then the REST service of NeMo Export-Deploy 0.3.1 is started in
@@ -100,6 +101,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--streams", type=numbers, default=[1, 16, 64, 256], help="with commas between")
     parser.add_argument("--output_tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--services", action=argparse.BooleanOptionalAction, default=True, help="compare with the reference's service"
+    )
     return parser.parse_args(argv)
 
 
@@ -114,6 +118,8 @@ async def run(options: argparse.Namespace) -> None:
         bench = Bench(options, deployment, engine)
         measured = [row for streams in options.streams for row in rows(streams, *await bench.compare(streams))]
     print(table(("", "engine alone", "gateway + Triton", ""), measured), end="\n\n", flush=True)
+    if not options.services:
+        return
     try:
         theirs, ours = await compare_services(options.rounds)
     except ReleaseMissing as missing:

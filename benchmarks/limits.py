@@ -22,6 +22,11 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def _seconds(action: Callable[[], object]) -> float:
+    """Of one of several in a row, so that what starting and waiting costs is spread over them."""
+    return statistics.median(timed(lambda: [action() for _ in range(5)]) for _ in range(7)) / 5
+
+
 class Limits:
     """Measured now, on the model's device and in its dtype."""
 
@@ -30,12 +35,10 @@ class Limits:
         large = model.device.type == "cuda"
         source = torch.empty(2**30 if large else 2**26, dtype=torch.uint8, device=model.device)
         target = torch.empty_like(source)
-        seconds = statistics.median(timed(lambda: target.copy_(source)) for _ in range(9))
-        self.bytes_per_second = 2 * source.nbytes / seconds
+        self.bytes_per_second = 2 * source.nbytes / _seconds(lambda: target.copy_(source))
         side = 8192 if large else 1024
         square = torch.randn(side, side, device=model.device, dtype=model.dtype)
-        seconds = statistics.median(timed(lambda: square @ square) for _ in range(9))
-        self.flop_per_second = 2 * side**3 / seconds
+        self.flop_per_second = 2 * side**3 / _seconds(lambda: square @ square)
         self._step_values = _values(model.decoder)
         if not model.config.text.tied_embeddings:
             self._step_values -= model.decoder.embed_tokens.numel()  # of which a step reads a few rows

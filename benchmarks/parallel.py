@@ -14,7 +14,6 @@ import multiprocessing
 import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +21,33 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.shapes import SHAPES as PUBLISHED
-from benchmarks.shapes import TINY
+from benchmarks.random_weights import RandomWeights
+from benchmarks.shapes import SHAPES
 from protocol.messages import SamplingParameters
 from triton_worker.engine.engine import Engine
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import Generate
+from triton_worker.models.decoder.rope import Rotary, apply_rotary
 from triton_worker.models.interface import MultimodalModel
 from triton_worker.models.qwen2_5_vl import build_model, fill_weights
 from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig
-from triton_worker.models.weights import WeightFiller
 from triton_worker.parallel import Layout, Ranks, connect
 
-SHAPES = {"3B": PUBLISHED["3b"], "7B": PUBLISHED["7b"], "tiny": TINY}
 LAYOUTS = {"TP 1": Layout(1, 1), "TP 2": Layout(2, 1), "PP 2": Layout(1, 2)}
 BATCHES = (1, 64)
 FORCED_TOKENS = 32
 TOLERANCE = {"bfloat16": 0.02, "float32": 0.0001}
 
 
-class RandomWeights(WeightFiller):
-    """Weights that depend on their names alone, cut for the rank as a checkpoint's are."""
-
-    def __init__(self, model: Any) -> None:
-        self._device, self._dtype = model.device, model.dtype
-        super().__init__(model, _NoTensors(), None)  # type: ignore[arg-type]
-
-    def read(self, name: str, *shape: int, rows: range | None = None, columns: range | None = None) -> Tensor:
-        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
-        whole = torch.randn(shape, generator=generator, device=self._device, dtype=self._dtype)
-        whole = whole * 0.1 + (1.0 if "norm" in name else 0.0) if len(shape) == 1 else whole / whole[0].numel() ** 0.5
-        whole = whole if rows is None else whole[rows.start : rows.stop]
-        return whole if columns is None else whole[:, columns.start : columns.stop]
-
-
-class _NoTensors:
-    names = ()
-
-
 class CausalAttention:
     """Of one sequence, all of it at once."""
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __init__(self, kv_heads: int) -> None:
+        self._kv_heads = kv_heads
+
+    def __call__(self, layer: int, heads: Tensor, rotary: Rotary) -> Tensor:
+        turned = apply_rotary(heads[:, : -self._kv_heads], rotary)
+        query, key, value = turned[:, : -self._kv_heads], turned[:, -self._kv_heads :], heads[:, -self._kv_heads :]
         q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
 
@@ -78,7 +62,7 @@ def run_rank(rank: int, meeting_file: str, layout: Layout, options: argparse.Nam
     ranks = Ranks() if layout.count == 1 else connect(layout, rank, meeting_file, device)
     config: Qwen25VLConfig = SHAPES[options.shape]
     model = build_model(config, ranks, dtype=getattr(torch, options.dtype), device=device)
-    fill_weights(RandomWeights(model), "huggingface", model)
+    fill_weights(RandomWeights(model, model.dtype, device), "huggingface", model)
     ranks.wait_until_loaded()
     limits = EngineLimits(
         max_sequences=max(BATCHES),
@@ -114,7 +98,7 @@ def teacher_forced(model: MultimodalModel, prompt: list[int], tokens: list[int])
     """Logits, float32 on the CPU, of the places where ``tokens`` were chosen."""
     token_ids = torch.tensor(prompt + tokens[:-1], device=model.device)
     positions = torch.arange(len(token_ids), device=model.device).expand(3, -1)
-    hidden = model.forward(model.embed_tokens(token_ids), positions, CausalAttention())
+    hidden = model.forward(model.embed_tokens(token_ids), positions, CausalAttention(model.num_kv_heads))
     return model.logits(hidden[len(prompt) - 1 :]).float().cpu() if model.ranks.is_last_stage else None
 
 
@@ -155,7 +139,7 @@ def run_layout(layout: Layout, options: argparse.Namespace, forced: list[int]) -
 def main() -> None:
     """Print a line for each shape and layout."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["3B", "7B"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["3b", "7b"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--context", type=int, default=1024, help="tokens before the measured decode steps")
     parser.add_argument("--steps", type=int, default=100, help="decode steps measured")

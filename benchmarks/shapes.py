@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.random_weights import RandomWeights, fill_huggingface
+from triton_worker import convert
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.models.decoder.config import DecoderConfig
-from triton_worker.models.qwen2_5_vl import build_model
+from triton_worker.models.layers import align_products
+from triton_worker.models.qwen2_5_vl import build_model, fill_weights
 from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig, VisionConfig
 from triton_worker.models.qwen_vl.model import QwenVL
 from triton_worker.models.registry import load_model, prompts_of
@@ -55,14 +61,12 @@ def _shape(
     return Qwen25VLConfig(text, vision)
 
 
-# From the config.json of Qwen2.5-VL-3B-Instruct and Qwen2.5-VL-7B-Instruct.
+# From the config.json of Qwen2.5-VL-3B-Instruct and Qwen2.5-VL-7B-Instruct; and one for trying a benchmark out.
 SHAPES = {
     "3b": _shape(36, 2048, 16, 2, 11008, 151936, tied=True),
     "7b": _shape(28, 3584, 28, 4, 18944, 152064, tied=False),
+    "tiny": _shape(4, 512, 4, 2, 1024, 1000, tied=True, vision=_SMALL_VISION),
 }
-TINY = _shape(4, 512, 4, 2, 1024, 1000, tied=True, vision=_SMALL_VISION)
-"""For trying a benchmark out."""
-_IMAGE_TOKEN = 151655
 
 
 def build(shape: str, dtype: torch.dtype, device: torch.device) -> tuple[QwenVL, int]:
@@ -72,26 +76,45 @@ def build(shape: str, dtype: torch.dtype, device: torch.device) -> tuple[QwenVL,
         model = load_model(checkpoint, dtype, device)
         assert isinstance(model, QwenVL)
         return model, Tokenizer(checkpoint.tokenizer_directory, prompts_of(checkpoint.family).TOKENIZER).image_token_id
-    random = build_model(SHAPES[shape], Ranks(), dtype=dtype, device=device)
-    _randomise(random)
-    return random, _IMAGE_TOKEN
+    config = SHAPES[shape]
+    random = build_model(config, Ranks(), dtype=dtype, device=device)
+    fill_weights(RandomWeights(random, dtype, device), "huggingface", random)
+    if device.type == "cuda":
+        align_products(random)  # as load_model does
+    return random, _image_token(config)
 
 
-def _randomise(model: torch.nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.02)
-            else:
-                parameter.fill_(1.0)
+def _image_token(config: Qwen25VLConfig) -> int:
+    """Any will do, where no tokenizer is."""
+    return config.text.vocab_size - 1
 
 
-def build_huggingface(config: Qwen25VLConfig, image_token: int, dtype: torch.dtype, device: torch.device) -> Any:
-    """Transformers' model of the same sizes, with random weights."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+def build_huggingface(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """Transformers' model of the same weights."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    if shape == "demo":
+        with tempfile.TemporaryDirectory() as directory:
+            converted = str(Path(directory) / "converted")
+            with contextlib.redirect_stdout(io.StringIO()):
+                convert.main(["nemo-to-hf", str(DEMO_CHECKPOINT), converted])
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(converted, dtype=dtype).to(device)
+        return model.train(False)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = Qwen2_5_VLForConditionalGeneration(_huggingface_config(SHAPES[shape]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    fill_huggingface(model)
+    return model.train(False)
+
+
+def _huggingface_config(config: Qwen25VLConfig) -> Any:
+    from transformers import Qwen2_5_VLConfig
 
     text, vision = config.text, config.vision
-    theirs = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config={
             "num_hidden_layers": text.num_layers,
             "hidden_size": text.hidden_size,
@@ -100,6 +123,7 @@ def build_huggingface(config: Qwen25VLConfig, image_token: int, dtype: torch.dty
             "head_dim": text.head_dim,
             "intermediate_size": text.intermediate_size,
             "vocab_size": text.vocab_size,
+            "rms_norm_eps": text.norm_eps,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": text.rope_theta,
@@ -117,14 +141,6 @@ def build_huggingface(config: Qwen25VLConfig, image_token: int, dtype: torch.dty
             "fullatt_block_indexes": list(vision.full_attention_layers),
             "out_hidden_size": text.hidden_size,
         },
-        image_token_id=image_token,
+        image_token_id=_image_token(config),
         tie_word_embeddings=text.tied_embeddings,
     )
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = Qwen2_5_VLForConditionalGeneration(theirs)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    model.train(False)
-    return model

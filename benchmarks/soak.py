@@ -95,7 +95,7 @@ class Soak:
         began = time.monotonic()
         tasks = [asyncio.create_task(self._caller(session)) for _ in range(self._streams)]
         parts = Parts(self._deployment.process.pid)
-        samples = []
+        samples = [parts.memory_bytes()]
         while time.monotonic() < began + self._seconds:
             await asyncio.sleep(SAMPLE_SECONDS)
             samples.append(parts.memory_bytes())

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ FIXTURE = ROOT / "tests" / "fixtures" / "nemo2-qwen25vl-tiny"
 DEMO = ROOT / "examples" / "demo_model" / "checkpoint"
 START_SECONDS = 120.0
 MODEL = "tiny"
+WORKER_FLAGS = shlex.split(os.environ.get("TEST_WORKER_FLAGS", "--device cpu --params_dtype float32"))
+"""To serve elsewhere: ``TEST_WORKER_FLAGS="--device cuda --params_dtype bfloat16"``."""
 
 
 @dataclass
@@ -81,7 +84,7 @@ def command(checkpoint: Path, ports: dict[str, int], *flags: str) -> list[str]:
     return [
         sys.executable, "-m", "triton_worker.deploy",
         "--nemo_checkpoint", str(checkpoint), "--triton_model_name", MODEL,
-        "--device", "cpu", "--params_dtype", "float32",
+        *WORKER_FLAGS,
         "--server_address", "127.0.0.1", "--server_port", str(ports["rest"]),
         "--triton_http_address", "127.0.0.1", "--triton_port", str(ports["http"]),
         "--triton_grpc_port", str(ports["grpc"]), "--triton_metrics_port", str(ports["metrics"]),
