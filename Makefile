@@ -28,7 +28,7 @@ serve: $(VENV)/.serving
 		--server_address $(HOST) --server_port $(PORT) --triton_http_address $(HOST) $(FLAGS)
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-nemo-interop: $(VENV)/.testing $(NEMO_VENV)/.complete
 	NEMO_PYTHON=$(NEMO_PYTHON) $(BIN)/python -m pytest tests/interop

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
-SERVERS = Path(__file__).parent / "e2e"
+SERVERS = "tests/e2e/"
 """The tests in it share the real servers and compare what is left in /tmp, so one process runs them all."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
+class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        return SERVERS if nodeid.startswith(SERVERS) else super()._split_scope(nodeid)  # type: ignore[no-any-return]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling:
+    """Those with the servers stay together, the others with those of their file."""
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those with the servers first, for together they take longest; the others stay with those of their file."""
-    for item in items:
-        group = "servers" if item.path.is_relative_to(SERVERS) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Those with the servers first, for together they take longest."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: not item.path.is_relative_to(SERVERS))
+        items.sort(key=lambda item: not item.nodeid.startswith(SERVERS))

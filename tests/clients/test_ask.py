@@ -131,7 +131,7 @@ def test_ctrl_c_is_clean_and_cancels(gateway: Gateway) -> None:
     assert process.stdout is not None
     assert process.stdout.read(6) == b"so far"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"")
     request_id = gateway.worker.submits[-1].request_id
     eventually(lambda: request_id in gateway.worker.cancelled)
