@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from app.disconnect import all_of
 from app.errors import ApiError
-from app.large import in_thread_if_large
+from app.large import in_thread_if
 from app.media.fetcher import Allowance, MediaFetcher, not_allowed
 from app.pictures import AskedPicture, LinkedPicture, Picture, check_count, check_pictures
 from app.settings import Settings
+
+_LARGE_BYTES = 2 * 1024
+"""To open a PNG, Pillow inflates the texts in it, up to a thousand times what they take there."""
 
 
 class PictureIntake:
@@ -37,7 +40,7 @@ class PictureIntake:
             check_count(asked, self._settings)
             pictures = await self._all_fetched(asked, allowance)
             size = sum(len(picture.data) for picture in pictures)
-            await in_thread_if_large(size, check_pictures, pictures, self._settings)
+            await in_thread_if(size >= _LARGE_BYTES, check_pictures, pictures, self._settings)
         except ApiError as error:
             return error
         return pictures

@@ -56,7 +56,7 @@ def from_base64(text: str, field: str) -> bytes:
 
 
 def check_pictures(pictures: list[Picture], settings: Settings) -> None:
-    """Raises :class:`ApiError` for the first picture that cannot be taken. Reads headers: not for the event loop."""
+    """Raises :class:`ApiError` for the first picture that cannot be taken. Reads headers, which may take a while."""
     for picture in pictures:
         check_bytes(len(picture.data), picture.field, settings)
         width, height = _size(picture)

@@ -153,7 +153,7 @@ def decode(model: str, batch: int, context: int, floor: Floor, *, sweep: bool = 
     arrivals = decoding.decode_arrivals(batch, cache.kv_heads, DEVICE)
     multiprocessors = torch.cuda.get_device_properties(DEVICE).multi_processor_count
     chosen = decoding.decode_splits(batch, cache.kv_heads, context, multiprocessors)
-    ours = chosen, decoding.decode_tiles(chosen)
+    ours = chosen, decoding.decode_tiles(chosen, DEVICE)
     least = floor(cache.layer_bytes + 2 * query.nbytes, 4 * query.numel() * context)
     grouped = query.view(batch, cache.kv_heads, -1, HEAD_DIM)
     plainly = microseconds([lambda k=k, v=v: F.scaled_dot_product_attention(grouped, k, v) for k, v in cache.dense])

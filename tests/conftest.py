@@ -1,7 +1,8 @@
-"""How ``pytest -n 2`` shares the tests out, as ``make test`` has it do."""
+"""How ``pytest -n 2`` shares the tests out, as ``make test`` has it do, and what runs the kernels."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import pytest
@@ -25,3 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those with the servers first, for together they take longest."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: not item.nodeid.startswith(SERVERS))
+
+
+def _interpret_kernels_without_a_gpu() -> None:
+    """Triton-lang asks for this when it is imported, which PyTorch may do at any time."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+_interpret_kernels_without_a_gpu()

@@ -34,7 +34,9 @@ class DecodeGraphs:
         self._inputs = torch.zeros(shape, dtype=torch.int32, device=model.device)
         # A step is prepared while the one before is being copied from the other.
         self._prepared = [torch.zeros(shape, dtype=torch.int32, pin_memory=True) for _ in range(2)]
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        # One for all graphs: a result of its own would hold its memory in each.
+        self._output = torch.empty(sizes[-1], model.vocab_size, dtype=model.dtype, device=model.device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._sizes = sizes
 
     @torch.inference_mode()
@@ -45,12 +47,12 @@ class DecodeGraphs:
         for done, size in enumerate(reversed(self._sizes), start=1):
             self._inputs[:size].copy_(self._padding(size))
             for _ in range(2):  # kernels are compiled and libraries choose theirs before anything is recorded
-                self._logits(size)
+                self._compute(size)
             torch.cuda.synchronize(self._model.device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                logits = self._logits(size)
-            self._graphs[size] = graph, logits
+                self._compute(size)
+            self._graphs[size] = graph
             progress(done, len(self._sizes))
 
     def run(self, chunks: SequenceOf[Chunk]) -> Tensor:
@@ -71,11 +73,10 @@ class DecodeGraphs:
             )
             rows[row, _BLOCKS : _BLOCKS + len(sequence.blocks)] = sequence.blocks
         self._inputs[:size].copy_(prepared[:size], non_blocking=True)
-        graph, logits = self._graphs[size]
-        graph.replay()
-        return logits[: len(chunks)]
+        self._graphs[size].replay()
+        return self._output[: len(chunks)]
 
-    def _logits(self, size: int) -> Tensor:
+    def _compute(self, size: int) -> None:
         inputs = self._inputs[:size]
         source = inputs[:, _SOURCE].long()
         token_ids = torch.where(source >= 0, self._drawn[source.clamp_min(0)], inputs[:, _TOKEN].long())
@@ -84,7 +85,7 @@ class DecodeGraphs:
         attention = PagedAttention(self._cache, inputs[:, _CACHE_ROW].long(), decodes)
         positions = inputs[:, _POSITION].long().expand(3, -1)
         hidden = self._model.forward(self._model.embed_tokens(token_ids), positions, attention)
-        return self._model.logits(hidden)
+        self._output[:size] = self._model.logits(hidden)
 
     def _padding(self, size: int) -> Tensor:
         padding = torch.zeros_like(self._prepared[0][:size])

@@ -75,8 +75,12 @@ class Engine:
         self._ranks = model.ranks
         self._image_token_id = image_token_id
         self._records_graphs = records_graphs(model, limits)
-        alone_on_gpu = model.device.type == "cuda" and model.ranks.count == 1
-        self._overlaps = alone_on_gpu if limits.overlap_steps is None else limits.overlap_steps
+        on_gpu = model.device.type == "cuda"
+        # On a GPU long contexts are attended to by other kernels than short ones.
+        self._warm_up_text = 512 if on_gpu else 1
+        # Several ranks learn the tokens from the one that draws them.
+        alone = model.ranks.count == 1
+        self._overlaps = alone and (on_gpu if limits.overlap_steps is None else limits.overlap_steps)
         self._under_way: _Step | None = None
         self._steps = 0
         self._step_seconds = 0.0
@@ -199,12 +203,14 @@ class Engine:
 
     def _warm_up_request(self, name: str, tokens: int) -> Generate:
         picture = np.zeros((*self._warm_up_size, 3), dtype=np.uint8)
+        room = self.context_length - self._warm_up_tokens
+        text = max(1, min(self._warm_up_text, room - tokens))
         return Generate(
             request_id=f"warm-up {name}",
-            prompt_token_ids=(self._image_token_id,) * self._warm_up_tokens + (0,),
+            prompt_token_ids=(self._image_token_id,) * self._warm_up_tokens + (0,) * text,
             pictures=(Picture.of(picture),),
             sampling=SamplingParameters(temperature=1.0),
-            max_tokens=tokens,
+            max_tokens=min(tokens, room - text),
             seed=0,
             stop_token_ids=frozenset(),
             cache_salt=name,  # or the second would have nothing to compute

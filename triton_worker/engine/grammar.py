@@ -141,7 +141,7 @@ class GrammarMask:
     @classmethod
     def of(cls, sequences: SequenceOf[Sequence], device: torch.device) -> GrammarMask | None:
         """The masks of those ``sequences`` that have grammars; ``None`` where none has."""
-        matchers = {row: s.grammar for row, s in enumerate(sequences) if s.grammar is not None}
+        matchers = {row: s.grammar for row, s in enumerate(sequences) if s.grammar is not None and not s.ended}
         if not matchers:
             return None
         masks = GrammarMatcher.masks(list(matchers.values()))

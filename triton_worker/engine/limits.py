@@ -24,7 +24,7 @@ class EngineLimits:
     cuda_graphs: bool = True
     """Whether decode steps are recorded, on a single GPU, when the engine starts."""
     overlap_steps: bool | None = None
-    """Whether a step is prepared while the one before is computed; ``None``: on a single GPU."""
+    """Whether a step is prepared while the one before is computed, by a single rank; ``None``: on a GPU."""
     gpu_memory_fraction: float = 0.9
     """Part of the free GPU memory, after the weights, that the engine takes."""
     kv_cache_bytes: int | None = None

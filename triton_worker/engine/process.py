@@ -79,6 +79,14 @@ class EngineProcess:
         """All ranks on this machine."""
         return [RankPlace(rank, rank, count, str(self._meeting / "ranks")) for rank in range(count)]
 
+    def _start_all(self, settings: EngineSettings, places: list[RankPlace]) -> None:
+        try:
+            for place in places:
+                self._start(settings, place)
+        except (EOFError, OSError):
+            logger.exception("A rank of the engine could not be started.")
+            raise
+
     def _start(self, settings: EngineSettings, place: RankPlace) -> None:
         server = fork_server()
         connection, child_end = server.Pipe()
@@ -98,8 +106,7 @@ class EngineProcess:
 
     def _receive_all(self, settings: EngineSettings, places: list[RankPlace]) -> None:
         try:
-            for place in places:
-                self._start(settings, place)
+            self._start_all(settings, places)
             # Sending a picture blocks while a step runs: a thread waits for it, so that the caller never does.
             threading.Thread(target=self._send_all, name="engine-sender", daemon=True).start()
             while not self._killed.is_set():

@@ -46,12 +46,12 @@ class Sequence:
     blocks: array[int] = field(default_factory=lambda: array("i"))
     computed_tokens: int = 0
     """Tokens, from the start, whose keys and values are in the blocks, or will be before any later step reads them."""
+    reused_tokens: int = 0
+    """Those of them that others, or the sequence itself before it was preempted, had computed."""
     pending_row: int | None = None
     """Row of the step under way that draws the next token, which is only known when that step has ended."""
     ended: bool = False
     """Whether it has its last token or was dropped."""
-    reused_tokens: int = 0
-    """Those of them that others, or the sequence itself before it was preempted, had computed."""
     arrival: int = 0
     """Place in the order of arrival."""
     started_at: float | None = None

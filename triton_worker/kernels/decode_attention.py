@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from triton_worker.engine.kv_cache import BLOCK_TOKENS
 from triton_worker.kernels.overlap import can_overlap, launch_options, start_next, wait_for_inputs
+from triton_worker.kernels.sizes import next_power_of_two
 
 _TILE = 128
 """Tokens of context a program takes at a time: 64 KiB of keys and values for heads of 128 in bfloat16."""
@@ -28,9 +30,17 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def decode_tiles(splits: int) -> Tiles:
-    """Deep buffers in shared memory where a part has many tiles. Measured on an H200, as `decode_splits`."""
-    return Tiles(_TILE, warps=4, stages=2 if splits > 1 else 3)
+def decode_tiles(splits: int, device: torch.device) -> Tiles:
+    """Deep buffers where a part has many tiles and the device has the shared memory. Measured on an H200."""
+    return Tiles(_TILE, warps=4, stages=3 if splits == 1 and _has_room(device) else 2)
+
+
+@functools.cache
+def _has_room(device: torch.device) -> bool:
+    """For three stages. With heads of 128 in 16 bits they take 200 KiB on Hopper, which has 228, and 100 before it."""
+    return (
+        device.type != "cuda" or torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor > 104 * 1024
+    )
 
 
 def decode_splits(batch: int, kv_heads: int, max_context: int, multiprocessors: int) -> int:
@@ -121,9 +131,9 @@ def _launch_decode(
     partial_sums = torch.empty(parts, dtype=torch.float32, device=heads.device)
     cos, signed_sin, rows = new or (None, None, None)
     overlap = can_overlap(heads.device)
-    group_lanes, head_lanes = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
+    group_lanes, head_lanes = next_power_of_two(group), next_power_of_two(head_dim)
     wide = head_dim * heads.element_size() > 256
-    tiles = tiles or decode_tiles(splits)
+    tiles = tiles or decode_tiles(splits, heads.device)
     _decode[(batch, kv_heads, splits)](
         heads.contiguous(),
         cos,

@@ -7,7 +7,8 @@ program here waits, so the end of the one before is the end of all before that. 
 did not wait in every program would break this for its successors. Kernels launched without it wait for all before them,
 and nobody starts before their end.
 
-Weights that a kernel has just filled must be synchronised with before the first use, as the end of loading does.
+What kernels without overlap write, weights that are loaded above all, is there for all kernels behind them. Each step
+begins with such a kernel, the embedding.
 CUDA graphs record such launches as programmatic edges.
 """
 

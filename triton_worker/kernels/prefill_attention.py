@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_worker.engine.kv_cache import BLOCK_TOKENS
+from triton_worker.kernels.sizes import ceil_div, next_power_of_two
 
 
 class Tiles(NamedTuple):
@@ -49,7 +50,7 @@ def paged_prefill_attention(
     output = torch.empty_like(query)
     if head_dim * query.element_size() > 256:
         tiles = Tiles(rows=64, keys=32, warps=4, stages=2)
-    _prefill[(triton.cdiv(longest_query * group, tiles.rows), kv_heads, len(context_lengths))](
+    _prefill[(ceil_div(longest_query * group, tiles.rows), kv_heads, len(context_lengths))](
         query.contiguous(),
         keys,
         values,
@@ -62,7 +63,7 @@ def paged_prefill_attention(
         KV_HEADS=kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
-        HEAD_LANES=triton.next_power_of_2(head_dim),
+        HEAD_LANES=next_power_of_two(head_dim),
         BLOCK_TOKENS=BLOCK_TOKENS,
         QUERY_TILE=tiles.rows,
         KEY_TILE=tiles.keys,

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_worker.kernels.overlap import can_overlap, launch_options, start_next, wait_for_inputs
+from triton_worker.kernels.sizes import next_power_of_two
 
 
 def rotate_and_store(
@@ -44,10 +45,10 @@ def rotate_and_store(
         QUERY_HEADS=query_heads,
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
-        QUERY_LANES=triton.next_power_of_2(query_heads),
-        KV_LANES=triton.next_power_of_2(kv_heads),
-        HALF_LANES=triton.next_power_of_2(head_dim // 2),
-        HEAD_LANES=triton.next_power_of_2(head_dim),
+        QUERY_LANES=next_power_of_two(query_heads),
+        KV_LANES=next_power_of_two(kv_heads),
+        HALF_LANES=next_power_of_two(head_dim // 2),
+        HEAD_LANES=next_power_of_two(head_dim),
         OVERLAP=overlap,
         num_warps=4,
         **launch_options(overlap),

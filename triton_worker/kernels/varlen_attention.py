@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_worker.kernels.sizes import ceil_div, next_power_of_two
+
 
 class Tiles(NamedTuple):
     """What a program takes: query tokens, and keys at a time."""
@@ -42,7 +44,7 @@ def varlen_attention(
     # Heads of 80 are multiplied as 64 and 16 rather than as 128.
     main = 1 << (head_dim.bit_length() - 1)
     rest = head_dim - main
-    _varlen[(triton.cdiv(longest, tiles.queries), heads, len(starts) - 1)](
+    _varlen[(ceil_div(longest, tiles.queries), heads, len(starts) - 1)](
         query,
         key,
         value,
@@ -55,7 +57,7 @@ def varlen_attention(
         HEADS=heads,
         HEAD_DIM=head_dim,
         MAIN=main,
-        REST=rest and max(triton.next_power_of_2(rest), 16),
+        REST=rest and max(next_power_of_two(rest), 16),
         QUERY_TILE=tiles.queries,
         KEY_TILE=tiles.keys,
         num_warps=tiles.warps,

@@ -68,7 +68,7 @@ class RowParallelLinear(Linear):
     def forward(self, inputs: Tensor, norm: RMSNorm | None = None, residual: Tensor | None = None) -> Tensor:
         if self._ranks.tensor_size == 1:
             return super().forward(inputs, norm, residual)
-        product = self._ranks.sum(operations.linear(inputs, self.weight))
+        product = self._ranks.sum(operations.linear(inputs, self.weight, norm=None if norm is None else norm.norm))
         if self.bias is not None:
             product = product + self.bias
         return product if residual is None else product + residual

@@ -31,8 +31,8 @@ class Segments:
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     """Each token attends to all tokens of its own segment, in both directions.
 
-    query, key and value: [tokens, heads, head_dim]. Returns that shape. Without a GPU neighbouring segments of equal
-    length run as one batch, so order them by length where order is free.
+    query, key and value: [tokens, heads, head_dim]. Returns that shape. In plain PyTorch neighbouring segments of
+    equal length run as one batch, so order them by length where order is free.
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         from triton_worker.kernels import varlen_attention
