@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,22 +30,25 @@ def prompt_positions(
     it goes on behind the largest position used (Qwen2-VL, arXiv:2409.12191, section 2.1).
     Raises ValueError when the image tokens are not those that the grids ask for.
     """
-    parts: list[Tensor] = []
+    positions = np.empty((3, len(token_ids)), dtype=np.int64)
     place, position = 0, 0
     for rows, columns in grids:
         start = _next_image_token(token_ids, image_token_id, place)
         end = start + rows * columns
-        if any(token != image_token_id for token in token_ids[start:end]) or end > len(token_ids):
+        if end > len(token_ids) or any(token != image_token_id for token in token_ids[start:end]):
             raise ValueError(f"a picture of {rows} x {columns} embeddings needs {rows * columns} image tokens in a row")
-        parts.append(_text_positions(position, start - place))
+        positions[:, place:start] = np.arange(position, position + start - place)
         position += start - place
-        parts.append(_picture_positions(position, rows, columns))
+        positions[0, start:end] = position
+        positions[1, start:end] = position + np.arange(rows).repeat(columns)
+        positions[2, start:end] = position + np.tile(np.arange(columns), rows)
         position += max(rows, columns)
         place = end
     if image_token_id in token_ids[place:]:
         raise ValueError("there are more image tokens than the pictures need")
-    parts.append(_text_positions(position, len(token_ids) - place))
-    return torch.cat(parts, dim=1), position + len(token_ids) - place
+    rest = len(token_ids) - place
+    positions[:, place:] = np.arange(position, position + rest)
+    return torch.from_numpy(positions), position + rest
 
 
 def _next_image_token(token_ids: Sequence[int], image_token_id: int, start: int) -> int:
@@ -52,13 +56,3 @@ def _next_image_token(token_ids: Sequence[int], image_token_id: int, start: int)
         return token_ids.index(image_token_id, start)
     except ValueError:
         raise ValueError("there are fewer image tokens than the pictures need") from None
-
-
-def _text_positions(first: int, count: int) -> Tensor:
-    return torch.arange(first, first + count).expand(3, -1)
-
-
-def _picture_positions(first: int, rows: int, columns: int) -> Tensor:
-    row = torch.arange(rows).repeat_interleave(columns)
-    column = torch.arange(columns).repeat(rows)
-    return torch.stack((torch.zeros_like(row), row, column)) + first
