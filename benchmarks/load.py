@@ -19,6 +19,9 @@ import msgspec
 CHAT = "/v1/chat/completions"
 LONGEST_ANSWER_SECONDS = 300.0
 
+_KEEP_ALIVE_SECONDS = 2.0
+"""Less than the server's: what it closes at the moment of a request would be lost."""
+
 Result = TypeVar("Result")
 
 
@@ -88,7 +91,7 @@ def callers(url: str) -> aiohttp.ClientSession:
     """Any number of connections to one server; whatever proxy the environment names is not asked."""
     return aiohttp.ClientSession(
         url,
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
         timeout=aiohttp.ClientTimeout(total=LONGEST_ANSWER_SECONDS),
         trust_env=False,
     )

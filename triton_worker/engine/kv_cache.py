@@ -25,9 +25,9 @@ class KVCache:
         self, total_blocks: int, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         shape = (layers, total_blocks * BLOCK_TOKENS, kv_heads, head_dim)
-        # Not zeros: no row is read before it is written, and what is never written takes no memory on the CPU.
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # No row is read before it is written, but memory that is promised is taken now, not while requests run.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.kv_heads = kv_heads
 
     @staticmethod
