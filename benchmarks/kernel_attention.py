@@ -112,7 +112,7 @@ def rotation(model: str, tokens: int, floor: Floor) -> Row:
 
     return Row(
         f"{model} turn and store {tokens} tokens",
-        microseconds([lambda: rotate_and_store(heads, *rotary, where, keys, values, query_heads)] * 16),
+        microseconds([lambda: rotate_and_store(heads, *rotary, where, keys, values)] * 16),
         floor(2 * heads.nbytes + 2 * rotary.cos.nbytes),
         microseconds([plainly] * 16),
     )
@@ -203,7 +203,7 @@ def _behind_product(what: str, cache: Cache, splits: int, tile: decoding.Tiles) 
     def both(weight: Tensor, k: Tensor, v: Tensor) -> Tensor:
         heads = product(weight)
         tables = (cache.tables, cache.lengths, splits, arrivals)
-        return decoding.rotate_and_decode(heads, *rotary, where, k, v, *tables, cache.query_heads, tile)
+        return decoding.rotate_and_decode(heads, *rotary, where, k, v, *tables, tile)
 
     alone = microseconds([functools.partial(product, weight) for weight in weights])
     layers = zip(weights, *zip(*cache.layers[:count], strict=True), strict=True)
@@ -221,12 +221,12 @@ def _whole_decode(what: str, cache: Cache, splits: int, least: float) -> Iterato
     where = cache.last_rows()
 
     def in_two(k: Tensor, v: Tensor) -> Tensor:
-        query = rotate_and_store(heads, *rotary, where, k, v, query_heads)
+        query = rotate_and_store(heads, *rotary, where, k, v)
         return decoding.decode_attention(query, k, v, cache.tables, cache.lengths, splits, arrivals)
 
     def in_one(k: Tensor, v: Tensor) -> Tensor:
         tables = (cache.tables, cache.lengths, splits, arrivals)
-        return decoding.rotate_and_decode(heads, *rotary, where, k, v, *tables, query_heads)
+        return decoding.rotate_and_decode(heads, *rotary, where, k, v, *tables)
 
     for name, call in (("two kernels", in_two), ("one kernel", in_one)):
         calls = [lambda k=k, v=v: call(k, v) for k, v in cache.layers]  # noqa: B023

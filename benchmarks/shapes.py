@@ -14,7 +14,6 @@ from benchmarks.random_weights import RandomWeights, fill_huggingface
 from triton_worker import convert
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.models.decoder.config import DecoderConfig
-from triton_worker.models.layers import align_products
 from triton_worker.models.qwen2_5_vl import build_model, fill_weights
 from triton_worker.models.qwen2_5_vl.config import Qwen25VLConfig, VisionConfig
 from triton_worker.models.qwen_vl.model import QwenVL
@@ -79,8 +78,6 @@ def build(shape: str, dtype: torch.dtype, device: torch.device) -> tuple[QwenVL,
     config = SHAPES[shape]
     random = build_model(config, Ranks(), dtype=dtype, device=device)
     fill_weights(RandomWeights(random, dtype, device), "huggingface", random)
-    if device.type == "cuda":
-        align_products(random)  # as load_model does
     return random, _image_token(config)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tests.interop.families import LLAVA, QWEN2_5_VL, QWEN2_VL, Family, save_clip_tower
 from tests.interop.nemo import Loaded, import_from_huggingface, load, stored_state
+from tests.triton_worker.models.conftest import one_thread as one_thread
 from tests.triton_worker.models.llava import TOWER
 from tests.triton_worker.models.reference import engine_greedy
 from tests.triton_worker.models.test_llava import plain_name
@@ -45,14 +46,6 @@ class Exchange:
     source: Path
     ours: Path
     loaded: Loaded
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,6 +17,8 @@ from triton_worker.models.interface import MultimodalModel
 _TOKEN, _SOURCE, _POSITION, _CACHE_ROW, _CONTEXT = range(5)
 _BLOCKS = 5
 """Columns of a row of the inputs: these five, then the sequence's blocks."""
+_PADDING = (0, -1, 0, -1, 0)
+"""Token 0 of no sequence, stored nowhere, with nothing to attend to."""
 
 
 class DecodeGraphs:
@@ -32,6 +34,7 @@ class DecodeGraphs:
         self._max_context = max_context
         shape = (sizes[-1], _BLOCKS - (-max_context // BLOCK_TOKENS))
         self._inputs = torch.zeros(shape, dtype=torch.int32, device=model.device)
+        self._inputs[:, :_BLOCKS] = torch.tensor(_PADDING, dtype=torch.int32, device=model.device)
         # A step is prepared while the one before is being copied from the other.
         self._prepared = [torch.zeros(shape, dtype=torch.int32, pin_memory=True) for _ in range(2)]
         # One for all graphs: a result of its own would hold its memory in each.
@@ -45,7 +48,6 @@ class DecodeGraphs:
         gc.collect()
         pool = torch.cuda.graph_pool_handle()
         for done, size in enumerate(reversed(self._sizes), start=1):
-            self._inputs[:size].copy_(self._padding(size))
             for _ in range(2):  # kernels are compiled and libraries choose theirs before anything is recorded
                 self._compute(size)
             torch.cuda.synchronize(self._model.device)
@@ -86,15 +88,6 @@ class DecodeGraphs:
         positions = inputs[:, _POSITION].long().expand(3, -1)
         hidden = self._model.forward(self._model.embed_tokens(token_ids), positions, attention)
         self._output[:size] = self._model.logits(hidden)
-
-    def _padding(self, size: int) -> Tensor:
-        padding = torch.zeros_like(self._prepared[0][:size])
-        padding[:, :_BLOCKS] = torch.tensor(_PADDING)
-        return padding
-
-
-_PADDING = (0, -1, 0, -1, 0)
-"""Token 0 of no sequence, stored nowhere, with nothing to attend to."""
 
 
 def batch_ladder(most: int) -> list[int]:

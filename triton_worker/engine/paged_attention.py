@@ -105,15 +105,14 @@ class PagedAttention:
     def __call__(self, layer: int, heads: Tensor, rotary: Rotary) -> Tensor:
         """See :class:`triton_worker.models.interface.Attention`."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        query_heads = heads.shape[1] - 2 * self._cache.kv_heads
         decodes, prefills = self._decodes, self._prefills
         if decodes is not None and prefills is None:
             tables, lengths = decodes.contexts.block_tables, decodes.contexts.lengths
             return rotate_and_decode(
                 heads, rotary.cos, rotary.signed_sin, self._rows, keys, values, tables, lengths,
-                decodes.splits, decodes.arrivals, query_heads,
+                decodes.splits, decodes.arrivals,
             )  # fmt: skip
-        query = rotate_and_store(heads, rotary.cos, rotary.signed_sin, self._rows, keys, values, query_heads)
+        query = rotate_and_store(heads, rotary.cos, rotary.signed_sin, self._rows, keys, values)
         parts = []
         count = 0
         if decodes is not None:

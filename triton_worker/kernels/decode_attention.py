@@ -80,8 +80,7 @@ def decode_attention(
     Split-KV as in Flash-Decoding (https://pytorch.org/blog/flash-decoding/); whichever program of a KV head comes last
     combines the splits, which saves a kernel.
     """
-    heads = query.shape[1]
-    return _launch_decode(query, heads, None, keys, values, block_tables, context_lengths, splits, arrivals, tiles)
+    return _launch_decode(query, None, keys, values, block_tables, context_lengths, splits, arrivals, tiles)
 
 
 def rotate_and_decode(
@@ -95,7 +94,6 @@ def rotate_and_decode(
     context_lengths: Tensor,
     splits: int,
     arrivals: Tensor,
-    query_heads: int,
     tiles: Tiles | None = None,
 ) -> Tensor:
     """`rotate_and_store` and `decode_attention` in one kernel, for steps in which every token is a sequence's next.
@@ -106,12 +104,11 @@ def rotate_and_decode(
     writes them and this one.
     """
     new = (rotary_cos, rotary_signed_sin, rows)
-    return _launch_decode(heads, query_heads, new, keys, values, block_tables, context_lengths, splits, arrivals, tiles)
+    return _launch_decode(heads, new, keys, values, block_tables, context_lengths, splits, arrivals, tiles)
 
 
 def _launch_decode(
     heads: Tensor,
-    query_heads: int,
     new: tuple[Tensor, Tensor, Tensor] | None,
     keys: Tensor,
     values: Tensor,
@@ -124,6 +121,7 @@ def _launch_decode(
     """`new`: tables to turn `heads` by and rows to store them in, if they have not been turned and stored."""
     batch, all_heads, head_dim = heads.shape
     kv_heads = keys.shape[1]
+    query_heads = all_heads if new is None else all_heads - 2 * kv_heads
     group = query_heads // kv_heads
     output = torch.empty(batch, query_heads, head_dim, dtype=heads.dtype, device=heads.device)
     parts = (batch, kv_heads, splits if splits > 1 else 0, group)

@@ -18,7 +18,6 @@ def rotate_and_store(
     rows: Tensor,
     keys: Tensor,
     values: Tensor,
-    query_heads: int,
 ) -> Tensor:
     """Turn query and key heads by their positions and store keys and values in one layer of the cache.
 
@@ -29,7 +28,8 @@ def rotate_and_store(
     Returns the turned query, [tokens, query_heads, head_dim]. Computes in float32 whatever the dtypes are.
     """
     tokens, all_heads, head_dim = heads.shape
-    kv_heads = (all_heads - query_heads) // 2
+    kv_heads = keys.shape[1]
+    query_heads = all_heads - 2 * kv_heads
     query = torch.empty(tokens, query_heads, head_dim, dtype=heads.dtype, device=heads.device)
     if tokens == 0:
         return query

@@ -65,10 +65,11 @@ class RowParallelLinear(Linear):
         super().__init__(in_features, out_features, bias=bias, dtype=dtype, device=device)
         self._ranks = ranks
 
-    def forward(self, inputs: Tensor, norm: RMSNorm | None = None, residual: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, *, residual: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        # No norm: it takes whole vectors, of which a rank has a part.
         if self._ranks.tensor_size == 1:
-            return super().forward(inputs, norm, residual)
-        product = self._ranks.sum(operations.linear(inputs, self.weight, norm=None if norm is None else norm.norm))
+            return super().forward(inputs, residual=residual)
+        product = self._ranks.sum(operations.linear(inputs, self.weight))
         if self.bias is not None:
             product = product + self.bias
         return product if residual is None else product + residual
@@ -152,9 +153,9 @@ class GatedMLP(nn.Module):
 
 
 def align_products(model: nn.Module) -> None:
-    """Widen what matrix units would read slowly, once the model is filled."""
+    """Widen what a GPU's matrix units would read slowly, once the model is filled."""
     for module in model.modules():
-        if isinstance(module, GatedMLP):
+        if isinstance(module, GatedMLP) and module.down_proj.weight.is_cuda:
             module.align()
 
 

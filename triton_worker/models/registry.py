@@ -10,7 +10,6 @@ import torch
 
 from triton_worker.checkpoint.checkpoint import Checkpoint
 from triton_worker.models.interface import MultimodalModel, Progress
-from triton_worker.models.layers import align_products
 from triton_worker.models.weights import WeightFiller
 from triton_worker.parallel import Ranks
 from triton_worker.processing.prompt_format import PromptFormat
@@ -81,8 +80,6 @@ def load_model(
     family = cast(FamilyModule, importlib.import_module(_family(checkpoint.family)))
     model = family.build_model(family.read_config(checkpoint), ranks or Ranks(), dtype=dtype, device=device)
     family.fill_weights(WeightFiller(model, checkpoint.weights, progress), checkpoint.layout, model)
-    if device.type == "cuda":
-        align_products(model)
     return cast(MultimodalModel, model)
 
 

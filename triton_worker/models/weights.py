@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from triton_worker.checkpoint.checkpoint import TensorReader
 from triton_worker.checkpoint.errors import CheckpointError
 from triton_worker.models.interface import Progress
+from triton_worker.models.layers import align_products
 
 
 class WeightFiller:
     """Sees to it that every parameter is filled exactly once and that no tensor of the checkpoint is overlooked."""
 
     def __init__(self, model: nn.Module, reader: TensorReader, progress: Progress | None) -> None:
+        self._model = model
         self._unfilled = dict(model.named_parameters())
         self._unread = set(reader.names)
         self._reader = reader
@@ -73,7 +75,7 @@ class WeightFiller:
             self._progress(self._bytes_done, self._bytes_total)
 
     def finish(self, ignorable: Callable[[str], bool] = lambda name: False) -> None:
-        """Raise CheckpointError if the checkpoint has a tensor that was not read and is not ignorable.
+        """All is filled. Raise CheckpointError if the checkpoint has a tensor that was not read and is not ignorable.
 
         What another rank reads is ignorable to this one: together they have looked at every tensor.
         """
@@ -85,6 +87,7 @@ class WeightFiller:
                     f"{self._reader.file_of(name)} holds a tensor {name!r} of shape {list(self._reader.shape(name))} "
                     f"that the configured model has no place for."
                 )
+        align_products(self._model)
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         if not self.has(name):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,6 +16,15 @@ DTYPES = [torch.bfloat16, torch.float16] if GPU else [torch.float32, torch.float
 # Each result is rounded two to four times, each time by half of the last bit at most. In bfloat16 that is 2e-3 of a
 # value on average and 4e-3 at most: a gated product of few values, rounded three times, has been off by 6.7e-3.
 _TOLERANCE = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float32: 2e-6}
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """New tensors hold NaN until they are written; for the tests of a file that imports it."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def random(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:

@@ -35,9 +35,9 @@ def step(decodes: list[int], prefills: list[int], splits: int, *, offset: int) -
     arrivals = decode_attention.decode_arrivals(batch, KV_HEADS, DEVICE)
     keys, values = cache.keys, cache.values
     of_decodes = (keys, values, tables[:batch], lengths[:batch], splits, arrivals)
-    query = rotate_and_store.rotate_and_store(heads, *rotary, rows, keys, values, QUERY_HEADS)
+    query = rotate_and_store.rotate_and_store(heads, *rotary, rows, keys, values)
     decode_attention.decode_attention(query[:batch], *of_decodes)
-    decode_attention.rotate_and_decode(heads[:batch], *(x[:batch] for x in rotary), rows, *of_decodes, QUERY_HEADS)
+    decode_attention.rotate_and_decode(heads[:batch], *(x[:batch] for x in rotary), rows, *of_decodes)
     starts = torch.tensor([0, *accumulate(prefills)], dtype=torch.int32, device=DEVICE)
     prefill_attention.paged_prefill_attention(
         query[batch:], keys, values, tables[batch:], starts, lengths[batch:], max(prefills)

@@ -41,7 +41,7 @@ def test_rotate_and_store(shape: tuple[int, int, int], dtype: torch.dtype, token
     rows[1::3] = -1
     keys, values = torch.full((2, cache_rows, kv_heads, head_dim), torch.nan, device=DEVICE, dtype=dtype)
 
-    query = rotate_and_store(heads, *rotary, rows, keys, values, query_heads)
+    query = rotate_and_store(heads, *rotary, rows, keys, values)
 
     exact = Rotary(rotary.cos.double(), rotary.signed_sin.double())
     turned = apply_rotary(heads[:, : query_heads + kv_heads].double(), exact)
@@ -98,7 +98,7 @@ def test_rotate_and_decode_is_one_after_the_other(shape: tuple[int, int, int], d
     cache.keys[rows[rows >= 0]] = torch.nan
     cache.values[rows[rows >= 0]] = torch.nan
     keys, values = cache.keys.clone(), cache.values.clone()
-    query = rotate_and_store(heads, *rotary, rows, keys, values, query_heads)
+    query = rotate_and_store(heads, *rotary, rows, keys, values)
     expected = plain_decode(query, CachedSequences(keys, values, cache.block_tables, LENGTHS))
 
     arrivals = decode_arrivals(len(LENGTHS), kv_heads, DEVICE)
@@ -113,7 +113,6 @@ def test_rotate_and_decode_is_one_after_the_other(shape: tuple[int, int, int], d
             cache.context_lengths,
             splits,
             arrivals,
-            query_heads,
         )
         assert_near(output, expected, f"{call} call, {shape}, {splits} splits, contexts {LENGTHS}")
         assert not arrivals.any(), "arrivals have to be left as they were found"

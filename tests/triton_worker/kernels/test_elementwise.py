@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch.nn import functional
@@ -9,17 +7,9 @@ from torch.nn import functional
 pytest.importorskip("triton")
 
 from tests.triton_worker.kernels.plain import DEVICE, DTYPES, assert_close, random
+from tests.triton_worker.kernels.plain import poisoned as poisoned
 from triton_worker.kernels.elementwise import rms_norm, rotate, silu_mul
 from triton_worker.models.decoder.rope import apply_rotary, rotary_from_angles
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """New tensors hold NaN until they are written."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

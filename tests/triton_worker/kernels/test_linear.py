@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tests.triton_worker.kernels.plain import (
     plain_norm,
     random,
 )
+from tests.triton_worker.kernels.plain import poisoned as poisoned
 from triton_worker.kernels import elementwise, linear
 from triton_worker.kernels.elementwise import silu_mul
 from triton_worker.kernels.linear import MOST_ROWS, Tiles, default_tiles, small_batch_gated_linear, small_batch_linear
@@ -33,15 +33,6 @@ SHAPES = {
            GATE_UP: (22016, 2048)},
     "7b": {QKV: (4608, 3584), ATTENDED: (3584, 3584), DOWN: (3584, 18944), GATE_UP: (37888, 3584)},
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """New tensors hold NaN until they are written."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def check(
