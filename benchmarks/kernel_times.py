@@ -12,7 +12,7 @@ from benchmarks.engine_steps import SteppedEngine
 from benchmarks.figures import ms, table
 from benchmarks.limits import timed
 
-BATCHES = (1, 64)
+BATCHES = (1, 8, 64)
 _ROWS = 25
 _STEPS = 10
 _NAME = 100

@@ -41,7 +41,7 @@ class Limits:
         self.flop_per_second = 2 * side**3 / _seconds(lambda: square @ square)
         self._step_values = _values(model.decoder)
         if not model.config.text.tied_embeddings:
-            self._step_values -= model.decoder.embed_tokens.numel()  # of which a step reads a few rows
+            self._step_values -= model.decoder.embed_tokens.weight.numel()  # of which a step reads a few rows
         self._layer_values = _values(model.decoder.layers)
         self._vision_values = _values(model.vision)
 

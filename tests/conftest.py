@@ -17,6 +17,7 @@ class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         return SERVERS if nodeid.startswith(SERVERS) else super()._split_scope(nodeid)  # type: ignore[no-any-return]
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling:
     """Those with the servers stay together, the others with those of their file."""
     return Scheduling(config, log)

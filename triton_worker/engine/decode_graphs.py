@@ -1,15 +1,14 @@
-"""The decode step in CUDA graphs: hundreds of launches become one, and none of them waits for Python."""
+"""The decode step in CUDA graphs."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 import torch
 from torch import Tensor
 
-from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache
+from triton_worker.engine.cuda_graphs import GraphLadder
+from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache, blocks_for
 from triton_worker.engine.paged_attention import Contexts, Decodes, PagedAttention
 from triton_worker.engine.scheduler import Chunk
 from triton_worker.models.interface import MultimodalModel
@@ -22,44 +21,28 @@ _PADDING = (0, -1, 0, -1, 0)
 
 
 class DecodeGraphs:
-    """A graph for each batch size of a ladder; a batch runs in the next larger one, its rest is padding."""
+    """A graph for each batch size of a ladder."""
 
     def __init__(
         self, model: MultimodalModel, cache: KVCache, drawn: Tensor, sizes: SequenceOf[int], max_context: int
     ) -> None:
         """``drawn``: int64 ``[most]``, the tokens that the step before drew; ``sizes``: the ladder, rising."""
+        self.ladder = GraphLadder(sizes, self._compute)
         self._model = model
         self._cache = cache
         self._drawn = drawn
         self._max_context = max_context
-        shape = (sizes[-1], _BLOCKS - (-max_context // BLOCK_TOKENS))
+        shape = (sizes[-1], _BLOCKS + blocks_for(max_context))
         self._inputs = torch.zeros(shape, dtype=torch.int32, device=model.device)
         self._inputs[:, :_BLOCKS] = torch.tensor(_PADDING, dtype=torch.int32, device=model.device)
         # A step is prepared while the one before is being copied from the other.
         self._prepared = [torch.zeros(shape, dtype=torch.int32, pin_memory=True) for _ in range(2)]
         # One for all graphs: a result of its own would hold its memory in each.
         self._output = torch.empty(sizes[-1], model.vocab_size, dtype=model.dtype, device=model.device)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._sizes = sizes
-
-    @torch.inference_mode()
-    def capture(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Record all graphs, the largest first: the others use its memory. Tells how many of how many are done."""
-        gc.collect()
-        pool = torch.cuda.graph_pool_handle()
-        for done, size in enumerate(reversed(self._sizes), start=1):
-            for _ in range(2):  # kernels are compiled and libraries choose theirs before anything is recorded
-                self._compute(size)
-            torch.cuda.synchronize(self._model.device)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self._compute(size)
-            self._graphs[size] = graph
-            progress(done, len(self._sizes))
 
     def run(self, chunks: SequenceOf[Chunk]) -> Tensor:
         """Logits ``[chunks, vocabulary]``, valid until the next run; each chunk is one token that reaches its end."""
-        size = next(size for size in self._sizes if size >= len(chunks))
+        size = self.ladder.size_for(len(chunks))
         prepared = self._prepared[0]
         self._prepared.reverse()
         rows = prepared.numpy()
@@ -75,7 +58,7 @@ class DecodeGraphs:
             )
             rows[row, _BLOCKS : _BLOCKS + len(sequence.blocks)] = sequence.blocks
         self._inputs[:size].copy_(prepared[:size], non_blocking=True)
-        self._graphs[size].replay()
+        self.ladder.replay(size)
         return self._output[: len(chunks)]
 
     def _compute(self, size: int) -> None:

@@ -75,6 +75,7 @@ class Engine:
         self._ranks = model.ranks
         self._image_token_id = image_token_id
         self._records_graphs = records_graphs(model, limits)
+        self._max_prefill_tokens = limits.max_prefill_tokens
         on_gpu = model.device.type == "cuda"
         # On a GPU long contexts are attended to by other kernels than short ones.
         self._warm_up_text = 512 if on_gpu else 1
@@ -187,17 +188,21 @@ class Engine:
         return [request_id for request_id in prompts if self._scheduler.abort(request_id)]
 
     def warm_up(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Record CUDA graphs where there are any, telling how many of how many are done.
+        """Be sure that the whole way works and that every kernel is there.
 
-        Then answer two prompts with a picture, the second while the first runs, so that being ready means that the
-        whole way works and every kernel is there.
+        Where CUDA graphs are recorded, ``progress`` is told how many of how many are done.
         """
+        self._answer_two("launched")
         if self._records_graphs:
-            self._runner.capture_graphs(self.context_length, progress)
-        self.add(self._warm_up_request("first", tokens=4))
+            self._runner.capture_graphs(self.context_length, self._max_prefill_tokens, progress)
+            self._answer_two("replayed")
+
+    def _answer_two(self, name: str) -> None:
+        """Two prompts with a picture, the second while the first runs."""
+        self.add(self._warm_up_request(f"{name} first", tokens=4))
         self.step()
         self.step()
-        self.add(self._warm_up_request("second", tokens=2))
+        self.add(self._warm_up_request(f"{name} second", tokens=2))
         while self.has_work:
             self.step()
 
@@ -213,7 +218,7 @@ class Engine:
             max_tokens=min(tokens, room - text),
             seed=0,
             stop_token_ids=frozenset(),
-            cache_salt=name,  # or the second would have nothing to compute
+            cache_salt=name,  # or all but the first would have nothing to compute
         )
 
 

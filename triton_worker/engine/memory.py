@@ -57,7 +57,7 @@ def _measure_largest_step(
     step_bytes = _taken_by(model.device, lambda: run_largest_step(model, image_token_id, context_length, limits))
     if not records_graphs(model, limits):
         return step_bytes
-    return step_bytes + _taken_by(model.device, lambda: _record_largest_graph(model, context_length, limits))
+    return step_bytes + _taken_by(model.device, lambda: _record_largest_graphs(model, context_length, limits))
 
 
 def _taken_by(device: torch.device, action: Callable[[], None]) -> int:
@@ -71,13 +71,19 @@ def _taken_by(device: torch.device, action: Callable[[], None]) -> int:
     return peak
 
 
-def _record_largest_graph(model: MultimodalModel, context_length: int, limits: EngineLimits) -> None:
-    """The smaller ones use its memory."""
+def _record_largest_graphs(model: MultimodalModel, context_length: int, limits: EngineLimits) -> None:
+    """The smaller ones use their memory."""
+    from triton_worker.engine.cuda_graphs import capture
     from triton_worker.engine.decode_graphs import DecodeGraphs
+    from triton_worker.engine.prefill_graphs import PrefillGraphs, token_ladder
 
+    most = limits.max_sequences
     cache = KVCache(1, model.num_layers, model.num_kv_heads, model.head_dim, model.dtype, model.device)
-    drawn = torch.zeros(limits.max_sequences, dtype=torch.int64, device=model.device)
-    DecodeGraphs(model, cache, drawn, [limits.max_sequences], context_length).capture()
+    drawn = torch.zeros(most, dtype=torch.int64, device=model.device)
+    sizes = token_ladder(limits.max_prefill_tokens, most)[-1:]
+    prefill = PrefillGraphs(model, cache, most, sizes, context_length)
+    decode = DecodeGraphs(model, cache, drawn, [most], context_length)
+    capture([prefill.ladder, decode.ladder])
 
 
 def run_largest_step(model: MultimodalModel, image_token_id: int, context_length: int, limits: EngineLimits) -> None:

@@ -66,28 +66,26 @@ class Prefills:
 
     contexts: Contexts
     query_starts: Tensor
-    """int32 ``[sequences + 1]``: where the tokens of each begin among all of them"""
+    """int32 ``[sequences + 1]``: where the tokens of each begin among those of the step, and where the last ones end"""
     longest_query: int
 
     @classmethod
-    def of(cls, chunks: SequenceOf[Chunk], device: torch.device) -> Prefills:
-        """Those of ``chunks``."""
+    def of(cls, chunks: SequenceOf[Chunk], first: int, device: torch.device) -> Prefills:
+        """Those of ``chunks``, the ``first`` of whose tokens has this place in the step."""
         counts = [chunk.stop - chunk.start for chunk in chunks]
-        starts = send(np.cumsum([0, *counts], dtype=np.int32), device)
+        starts = send(np.cumsum([first, *counts], dtype=np.int32), device)
         return cls(Contexts.of(chunks, device), starts, max(counts))
 
 
+@dataclass(frozen=True)
 class PagedAttention:
     """Attends each chunk of one step causally to its own sequence."""
 
-    def __init__(
-        self, cache: KVCache, rows: Tensor, decodes: Decodes | None = None, prefills: Prefills | None = None
-    ) -> None:
-        """``rows``: where in the cache each token is stored, int64 ``[tokens]``; negative: nowhere."""
-        self._cache = cache
-        self._rows = rows
-        self._decodes = decodes
-        self._prefills = prefills
+    cache: KVCache
+    rows: Tensor
+    """Where in the cache each token is stored, int64 ``[tokens]``; negative: nowhere"""
+    decodes: Decodes | None = None
+    prefills: Prefills | None = None
 
     @classmethod
     def of(cls, chunks: SequenceOf[Chunk], cache: KVCache, device: torch.device) -> PagedAttention:
@@ -99,30 +97,30 @@ class PagedAttention:
             longest = max(chunk.stop for chunk in chunks[:count])
             decodes = Decodes.split(Contexts.of(chunks[:count], device), longest, cache)
         if count < len(chunks):
-            prefills = Prefills.of(chunks[count:], device)
+            prefills = Prefills.of(chunks[count:], count, device)
         return cls(cache, rows, decodes, prefills)
 
     def __call__(self, layer: int, heads: Tensor, rotary: Rotary) -> Tensor:
         """See :class:`triton_worker.models.interface.Attention`."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        decodes, prefills = self._decodes, self._prefills
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        decodes, prefills = self.decodes, self.prefills
         if decodes is not None and prefills is None:
             tables, lengths = decodes.contexts.block_tables, decodes.contexts.lengths
             return rotate_and_decode(
-                heads, rotary.cos, rotary.signed_sin, self._rows, keys, values, tables, lengths,
+                heads, rotary.cos, rotary.signed_sin, self.rows, keys, values, tables, lengths,
                 decodes.splits, decodes.arrivals,
             )  # fmt: skip
-        query = rotate_and_store(heads, rotary.cos, rotary.signed_sin, self._rows, keys, values)
-        parts = []
-        count = 0
+        query = rotate_and_store(heads, rotary.cos, rotary.signed_sin, self.rows, keys, values)
+        output = torch.empty_like(query)
+        # In this order: a decode that is padding writes to its row, which may be a prefill's.
         if decodes is not None:
             tables, lengths = decodes.contexts.block_tables, decodes.contexts.lengths
             count = len(lengths)
-            parts.append(
-                decode_attention(query[:count], keys, values, tables, lengths, decodes.splits, decodes.arrivals)
+            decode_attention(
+                query[:count], keys, values, tables, lengths, decodes.splits, decodes.arrivals, output=output[:count]
             )
         if prefills is not None:
             tables, lengths = prefills.contexts.block_tables, prefills.contexts.lengths
             starts, longest = prefills.query_starts, prefills.longest_query
-            parts.append(paged_prefill_attention(query[count:], keys, values, tables, starts, lengths, longest))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            paged_prefill_attention(query, keys, values, tables, starts, lengths, longest, output=output)
+        return output

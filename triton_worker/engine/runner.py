@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,15 +44,22 @@ class ModelRunner:
         )
         self._drawn = torch.zeros(max_sequences, dtype=torch.int64, device=model.device)
         self._decode: Callable[[list[Chunk]], Tensor] | None = None
+        self._model_forward: Callable[[Tensor, Tensor, Any], Tensor] = model.forward
 
-    def capture_graphs(self, context_length: int, progress: Callable[[int, int], None]) -> None:
-        """Record the decode step, so that :meth:`forward` replays it where it can."""
+    def capture_graphs(
+        self, context_length: int, max_prefill_tokens: int, progress: Callable[[int, int], None]
+    ) -> None:
+        """Record decode steps and small ones with prompts, so that :meth:`forward` replays them where it can."""
+        from triton_worker.engine.cuda_graphs import capture
         from triton_worker.engine.decode_graphs import DecodeGraphs, batch_ladder
+        from triton_worker.engine.prefill_graphs import PrefillGraphs, token_ladder
 
-        sizes = batch_ladder(len(self._drawn))
-        graphs = DecodeGraphs(self._model, self._cache, self._drawn, sizes, context_length)
-        graphs.capture(progress)
-        self._decode = graphs.run
+        most = len(self._drawn)
+        decode = DecodeGraphs(self._model, self._cache, self._drawn, batch_ladder(most), context_length)
+        sizes = token_ladder(max_prefill_tokens, most)
+        prefill = PrefillGraphs(self._model, self._cache, most, sizes, context_length)
+        capture([prefill.ladder, decode.ladder], progress)
+        self._decode, self._model_forward = decode.run, prefill.forward
 
     def new_sequence(self, request: Generate) -> Sequence:
         """The request with the positions of its prompt and the places of its pictures.
@@ -78,7 +86,7 @@ class ModelRunner:
         device = self._model.device
         positions = send(torch.cat([c.sequence.positions(c.start, c.stop) for c in chunks], dim=1), device)
         embeddings = self._embed(chunks, self._token_ids(chunks))
-        hidden = self._model.forward(embeddings, positions, self._attention(chunks))
+        hidden = self._model_forward(embeddings, positions, self._attention(chunks))
         ends = torch.tensor([c.stop - c.start for c in chunks]).cumsum(0) - 1
         last = ends[torch.tensor([c.reaches_end for c in chunks])]
         if not (len(last) and self._model.ranks.is_last_stage):

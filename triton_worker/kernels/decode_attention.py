@@ -66,6 +66,7 @@ def decode_attention(
     splits: int,
     arrivals: Tensor,
     tiles: Tiles | None = None,
+    output: Tensor | None = None,
 ) -> Tensor:
     """Attend one token of each sequence to all tokens of its context, which the cache holds, itself included.
 
@@ -74,13 +75,14 @@ def decode_attention(
     context_lengths: int32 [batch]; 0 marks a padding row, for which nothing is read and the result is 0.
     splits: see `decode_splits`. The launch follows from it and the shapes, not from the lengths.
     arrivals: see `decode_arrivals`; at least batch * kv_heads, and of no use to another stream at the same time.
-    tiles: chosen unless given.
+    tiles: chosen unless given. output: made unless given.
     Returns [batch, query_heads, head_dim] in the query's dtype.
 
     Split-KV as in Flash-Decoding (https://pytorch.org/blog/flash-decoding/); whichever program of a KV head comes last
     combines the splits, which saves a kernel.
     """
-    return _launch_decode(query, None, keys, values, block_tables, context_lengths, splits, arrivals, tiles)
+    output = torch.empty_like(query) if output is None else output
+    return _launch_decode(query, None, keys, values, block_tables, context_lengths, splits, arrivals, tiles, output)
 
 
 def rotate_and_decode(
@@ -104,7 +106,9 @@ def rotate_and_decode(
     writes them and this one.
     """
     new = (rotary_cos, rotary_signed_sin, rows)
-    return _launch_decode(heads, new, keys, values, block_tables, context_lengths, splits, arrivals, tiles)
+    batch, all_heads, head_dim = heads.shape
+    output = heads.new_empty(batch, all_heads - 2 * keys.shape[1], head_dim)
+    return _launch_decode(heads, new, keys, values, block_tables, context_lengths, splits, arrivals, tiles, output)
 
 
 def _launch_decode(
@@ -117,13 +121,12 @@ def _launch_decode(
     splits: int,
     arrivals: Tensor,
     tiles: Tiles | None,
+    output: Tensor,
 ) -> Tensor:
     """`new`: tables to turn `heads` by and rows to store them in, if they have not been turned and stored."""
     batch, all_heads, head_dim = heads.shape
     kv_heads = keys.shape[1]
-    query_heads = all_heads if new is None else all_heads - 2 * kv_heads
-    group = query_heads // kv_heads
-    output = torch.empty(batch, query_heads, head_dim, dtype=heads.dtype, device=heads.device)
+    group = output.shape[1] // kv_heads
     parts = (batch, kv_heads, splits if splits > 1 else 0, group)
     partials = torch.empty(*parts, head_dim, dtype=torch.float32, device=heads.device)
     partial_sums = torch.empty(parts, dtype=torch.float32, device=heads.device)

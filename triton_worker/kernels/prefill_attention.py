@@ -35,19 +35,20 @@ def paged_prefill_attention(
     context_lengths: Tensor,
     longest_query: int,
     tiles: Tiles = TILES,
+    output: Tensor | None = None,
 ) -> Tensor:
     """Attend causally: the last query token of a sequence to all its context, the one before to all but one, ...
 
-    query: [tokens, query_heads, head_dim], the last tokens of each sequence, one sequence after another.
+    query: [tokens, query_heads, head_dim], among them the last tokens of each sequence, one sequence after another.
     keys, values: [cache rows, kv_heads, head_dim], one layer. block_tables: int32 [sequences, most blocks].
     query_starts: int32 [sequences + 1], where each begins, and after the last where it ends.
     context_lengths: int32 [sequences], the query's own tokens included.
-    Returns [tokens, query_heads, head_dim].
+    output: made unless given. Returns [tokens, query_heads, head_dim]; tokens of no sequence are left as they were.
     """
     _, query_heads, head_dim = query.shape
     kv_heads = keys.shape[1]
     group = query_heads // kv_heads
-    output = torch.empty_like(query)
+    output = torch.empty_like(query) if output is None else output
     if head_dim * query.element_size() > 256:
         tiles = Tiles(rows=64, keys=32, warps=4, stages=2)
     _prefill[(ceil_div(longest_query * group, tiles.rows), kv_heads, len(context_lengths))](

@@ -38,7 +38,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """[..., in_features] -> [..., out_features]; inputs may pass a norm first, and the result be added to others."""
+    """[..., in_features] -> [..., out_features]; inputs may pass a norm first, and a residual, used up, be added."""
 
     def __init__(
         self, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype, device: torch.device
@@ -72,7 +72,7 @@ class RowParallelLinear(Linear):
         product = self._ranks.sum(operations.linear(inputs, self.weight))
         if self.bias is not None:
             product = product + self.bias
-        return product if residual is None else product + residual
+        return product if residual is None else residual.add_(product)
 
 
 class ParallelVocabulary(nn.Module):
@@ -128,7 +128,7 @@ class GatedMLP(nn.Module):
         )
 
     def forward(self, hidden: Tensor, norm: RMSNorm | None = None, residual: Tensor | None = None) -> Tensor:
-        """[..., hidden_size] -> the same; through `norm` first, and added to `residual`."""
+        """[..., hidden_size] -> the same; through `norm` first, and added to `residual`, which is used up."""
         up = self.gate_up_proj
         through = None if norm is None else norm.norm
         product: Tensor = self.down_proj(

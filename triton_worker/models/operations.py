@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,7 +37,10 @@ def linear(
     norm: Norm | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The sum of residual, norm(inputs) @ weight.T and bias: [..., in_features] -> [..., out_features]."""
+    """The sum of residual, norm(inputs) @ weight.T and bias: [..., in_features] -> [..., out_features].
+
+    The residual is used up: the result may take its place.
+    """
     if _is_small_batch(inputs):
         from triton_worker.kernels.linear import small_batch_linear
 
@@ -46,9 +48,9 @@ def linear(
     if norm is not None:
         inputs = rms_norm(inputs, norm)
     if residual is not None and bias is None:
-        return torch.addmm(residual, inputs, weight.t())
+        return residual.addmm_(inputs, weight.t())
     product = functional.linear(inputs, weight, bias)
-    return product if residual is None else product + residual
+    return product if residual is None else residual.add_(product)
 
 
 def gated_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None, *, norm: Norm | None = None) -> Tensor:

@@ -183,7 +183,7 @@ def test_cache_of_more_than_2_to_31_values() -> None:
     heads = randn(1, 20, 128, dtype=HALF)
     rotary = rotary_from_angles(torch.zeros(1, 64, device=DEVICE), HALF)
     row = blocks * 16 - 1
-    rotate_and_store(heads, *rotary, torch.tensor([row], device=DEVICE), keys, values, 16)
+    rotate_and_store(heads, *rotary, torch.tensor([row], device=DEVICE), keys, values)
     assert torch.equal(keys[row], heads[0, 16:18])
     assert torch.equal(values[row], heads[0, 18:])
 

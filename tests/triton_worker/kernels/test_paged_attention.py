@@ -10,8 +10,11 @@ pytest.importorskip("triton")
 from tests.triton_worker.engine.test_engine import IMAGE_PAD, PROMPTS, generate, limits, run
 from tests.triton_worker.models.reference import NEMO_FIXTURE
 from triton_worker.checkpoint import open_checkpoint
+from triton_worker.engine.cuda_graphs import GraphLadder
 from triton_worker.engine.engine import Engine
+from triton_worker.engine.messages import Generate
 from triton_worker.engine.paged_attention import PagedAttention
+from triton_worker.engine.prefill_graphs import PrefillGraphs
 from triton_worker.engine.runner import ModelRunner
 from triton_worker.engine.scheduler import Chunk
 from triton_worker.models.interface import MultimodalModel
@@ -25,13 +28,47 @@ def model() -> MultimodalModel:
     return load_model(open_checkpoint(NEMO_FIXTURE), torch.float32, torch.device("cpu"))
 
 
-def test_the_engine_makes_the_same_tokens(model: MultimodalModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def paged(runner: ModelRunner, chunks: list[Chunk]) -> PagedAttention:
+@pytest.fixture
+def paged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines attend as on a GPU."""
+
+    def attention(runner: ModelRunner, chunks: list[Chunk]) -> PagedAttention:
         return PagedAttention.of(chunks, runner._cache, torch.device("cpu"))
 
-    requests = [generate(str(i), PROMPTS[i], max_tokens=3) for i in (3, 5)]
-    expected = run(Engine(model, IMAGE_PAD, 4096, limits(64, model)), *requests)
-    monkeypatch.setattr(ModelRunner, "_attention", paged)
+    monkeypatch.setattr(ModelRunner, "_attention", attention)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=16))
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Generate]:
+    return [generate(str(i), PROMPTS[i], max_tokens=3) for i in (3, 5)]
+
+
+@pytest.fixture(scope="module")
+def expected(model: MultimodalModel, requests: list[Generate]) -> dict[str, list[int]]:
+    return run(Engine(model, IMAGE_PAD, 4096, limits(64, model)), *requests)
+
+
+@pytest.mark.usefixtures("paged")
+def test_the_engine_makes_the_same_tokens(
+    model: MultimodalModel, requests: list[Generate], expected: dict[str, list[int]]
+) -> None:
     engine = Engine(model, IMAGE_PAD, 4096, limits(64, model, max_prefill_tokens=9))
+    assert run(engine, *requests) == expected
+
+
+@pytest.mark.usefixtures("paged")
+def test_steps_padded_to_a_recorded_size_make_the_same_tokens(
+    model: MultimodalModel,
+    requests: list[Generate],
+    expected: dict[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GraphLadder, "replay", lambda ladder, size: ladder.compute(size))
+    engine = Engine(model, IMAGE_PAD, 4096, limits(64, model, max_prefill_tokens=9))
+    runner = engine._runner
+    graphs = PrefillGraphs(model, runner._cache, 4, [4, 12], 64)
+    runner._model_forward = graphs.forward
+    for parameter in (graphs._embeddings, graphs._output):
+        parameter.fill_(torch.nan)
     assert run(engine, *requests) == expected
