@@ -53,7 +53,7 @@ class CausalAttention:
 
 
 def run_rank(rank: int, meeting_file: str, layout: Layout, options: argparse.Namespace, forced: list[int]) -> None:
-    """One rank of one layout; rank 0 leaves the tokens and the times, the one that samples leaves the logits."""
+    """One rank of one layout; rank 0 leaves the tokens and the times, the first of the last stage the logits."""
     device = torch.device("cpu") if options.device == "cpu" else torch.device("cuda", rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -71,11 +71,12 @@ def run_rank(rank: int, meeting_file: str, layout: Layout, options: argparse.Nam
         prefix_cache=False,  # all prompts are the same, and shall not share their KV blocks
     )
     engine = Engine(model, config.text.vocab_size - 1, options.context + 512, limits)
+    engine.warm_up()
     prompt = list(range(1, 65))
     tokens = forced or [token for [token] in generate(engine, [prompt], FORCED_TOKENS)]
     logits = teacher_forced(model, prompt, tokens)
     times = {batch: decode_seconds(engine, batch, options) for batch in BATCHES}
-    if ranks.samples:
+    if ranks.is_last_stage and ranks.tensor_rank == 0:
         torch.save(logits, f"{meeting_file}.logits")
     if rank == 0:
         torch.save({"tokens": tokens, "times": times}, f"{meeting_file}.result")

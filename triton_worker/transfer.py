@@ -34,6 +34,11 @@ class Fetch:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self._arrived is None or bool(self._arrived.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> Tensor:
         """The tensor on the host, when it has arrived."""
         if self._arrived is not None:

@@ -43,7 +43,8 @@ def capture(ladders: SequenceOf[GraphLadder], progress: Callable[[int, int], Non
                 ladder.compute(size)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # Of this thread alone: NCCL has one that looks after exchanges in the meantime.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 ladder.compute(size)
             ladder.keep(size, graph)
             done += 1

@@ -19,7 +19,7 @@ from triton_worker.engine.memory import kv_cache_bytes, picture_cache_bytes, rec
 from triton_worker.engine.messages import EngineStatus, Generate, NewToken, Picture, StepOutput
 from triton_worker.engine.picture_encoder import PictureEncoder
 from triton_worker.engine.runner import ModelRunner
-from triton_worker.engine.sampler import NO_TOKEN, SampledFetch
+from triton_worker.engine.sampler import NO_TOKEN, SampledFetch, SampledToken
 from triton_worker.engine.scheduler import Chunk, Scheduler
 from triton_worker.models.interface import MultimodalModel
 
@@ -79,9 +79,9 @@ class Engine:
         on_gpu = model.device.type == "cuda"
         # On a GPU long contexts are attended to by other kernels than short ones.
         self._warm_up_text = 512 if on_gpu else 1
-        # Several ranks learn the tokens from the one that draws them.
-        alone = model.ranks.count == 1
-        self._overlaps = alone and (on_gpu if limits.overlap_steps is None else limits.overlap_steps)
+        # The first of several stages is told the tokens that the last one drew, and until then has nothing to compute.
+        wanted = on_gpu if limits.overlap_steps is None else limits.overlap_steps
+        self._overlaps = wanted and model.ranks.is_one_stage
         self._under_way: _Step | None = None
         self._steps = 0
         self._step_seconds = 0.0
@@ -165,7 +165,12 @@ class Engine:
         if self._under_way is None:
             return
         step, self._under_way = self._under_way, None
-        sampled = self._ranks.from_sampler([] if step.sampled is None else step.sampled.wait())
+        drawn: list[SampledToken] = []
+        if step.sampled is not None:
+            fetch = step.sampled
+            self._ranks.wait_for(lambda: fetch.has_arrived)
+            drawn = fetch.wait()
+        sampled = self._ranks.from_last_stage(drawn)
         ends = [chunk.sequence for chunk in step.chunks if chunk.reaches_end]
         stuck = [s for s, token in zip(ends, sampled, strict=True) if token.token_id == NO_TOKEN and not s.ended]
         for sequence in stuck:

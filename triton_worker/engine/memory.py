@@ -46,8 +46,8 @@ def left_for_kv_cache(free_bytes: int, fraction: float, step_bytes: int, picture
 
 
 def records_graphs(model: MultimodalModel, limits: EngineLimits) -> bool:
-    """Whether decode steps are recorded in CUDA graphs."""
-    return limits.cuda_graphs and model.device.type == "cuda" and model.ranks.count == 1
+    """Whether steps are recorded in CUDA graphs."""
+    return limits.cuda_graphs and model.device.type == "cuda" and model.ranks.is_one_stage
 
 
 def _measure_largest_step(

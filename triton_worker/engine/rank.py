@@ -129,7 +129,8 @@ def _build(settings: EngineSettings, place: RankPlace, say: Say) -> tuple[Engine
     tokenizer = Tokenizer(checkpoint.tokenizer_directory, prompts_of(checkpoint.family).TOKENIZER)
     grammars = GrammarCompiler(tokenizer.to_json(), tokenizer.size, tokenizer.end_token_ids, torch.get_num_threads())
     engine = Engine(model, settings.image_token_id, checkpoint.seq_length, settings.limits, grammars)
-    engine.warm_up(lambda done, total: say(CaptureProgress(done, total)))
+    # All ranks record the same.
+    engine.warm_up(lambda done, total: say(CaptureProgress(done, total)) if ranks.rank == 0 else None)
     return engine, ranks
 
 

@@ -97,17 +97,19 @@ class ModelRunner:
     def sample(self, chunks: list[Chunk], logits: Tensor) -> SampledFetch | None:
         """Draw the token after each chunk that reaches its end; ``None`` where none does.
 
-        While a GPU computes the logits, the CPU computes grammars' masks: on every rank, for masks may end a grammar.
+        Every rank of the last stage draws, and all take what the first one drew. While a GPU computes the logits, the
+        CPU computes grammars' masks: on every rank, for masks may end a grammar.
         """
         ends = [chunk.sequence for chunk in chunks if chunk.reaches_end]
         if not ends:
             return None
         batch = SamplingBatch.of(ends, self._vocabulary_size, self._model.device)
-        if not self._model.ranks.samples:
+        ranks = self._model.ranks
+        if not ranks.is_last_stage:
             return None
         sampled = sample(logits, batch)
         # Where a grammar lets no token through any will do: the sequence ends.
-        self._drawn[: len(ends)] = sampled.token_ids.clamp_min(0)
+        self._drawn[: len(ends)] = ranks.same(sampled.token_ids).clamp_min(0)
         return sampled.fetch()
 
     def _attention(self, chunks: list[Chunk]) -> Attention:

@@ -107,6 +107,11 @@ class SampledFetch:
         packed = torch.cat([part.double().flatten() for part in self._parts]) if self._asked else sampled.token_ids
         self._fetch = Fetch(packed)
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self._fetch.has_arrived
+
     def wait(self) -> list[SampledToken]:
         """The result of each row, when it is there."""
         packed = self._fetch.wait()

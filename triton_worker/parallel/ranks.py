@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +20,9 @@ T = TypeVar("T")
 _INLINE_BYTES = 4096
 """Objects that pickle to less travel in one broadcast, others in two."""
 _LENGTH = struct.Struct("<q")
+
+_POLL_SECONDS = 50e-6
+_LOST = "Another rank of the model ended, or did not answer in time."
 
 
 class RanksLost(Exception):
@@ -43,6 +48,8 @@ class Ranks:
     """The ranks of this stage."""
     loading_group: dist.ProcessGroup | None = None
     """All ranks, with a deadline for what takes minutes."""
+    exchange_seconds: float = math.inf
+    """The deadline of every other exchange."""
 
     @property
     def rank(self) -> int:
@@ -65,13 +72,9 @@ class Ranks:
         return self.pipeline_rank == self.pipeline_size - 1
 
     @property
-    def samples(self) -> bool:
-        """Whether this is the one rank that draws tokens."""
-        return self.rank == self._sampler
-
-    @property
-    def _sampler(self) -> int:
-        return self.count - self.tensor_size
+    def is_one_stage(self) -> bool:
+        """Whether every rank has the logits, and so knows a step's tokens without being told."""
+        return self.pipeline_size == 1
 
     # -- within a stage ------------------------------------------------------------------------------------------------
 
@@ -90,6 +93,13 @@ class Ranks:
         with _exchange():
             dist.all_gather(parts, tensor.contiguous(), group=self.tensor_group)
         return torch.cat(parts, dim=-1)
+
+    def same(self, tensor: Tensor) -> Tensor:
+        """The ``tensor`` of the stage's first rank, on each of its ranks; overwrites the others'."""
+        if self.tensor_size > 1:
+            with _exchange():
+                dist.broadcast(tensor, self.pipeline_rank * self.tensor_size, group=self.tensor_group)
+        return tensor
 
     # -- from stage to stage -------------------------------------------------------------------------------------------
 
@@ -111,9 +121,19 @@ class Ranks:
         """Rank 0's ``value``, on every rank. Anything that pickles; what the others give is not looked at."""
         return self._from(0, value)
 
-    def from_sampler(self, value: T) -> T:
-        """The ``value`` of the rank that :attr:`samples`, on every rank."""
-        return self._from(self._sampler, value)
+    def from_last_stage(self, value: T) -> T:
+        """The ``value`` of the last stage, where all have the same, on every rank."""
+        return value if self.is_one_stage else self._from(self.count - self.tensor_size, value)
+
+    def wait_for(self, is_done: Callable[[], bool]) -> None:
+        """Wait for the device, which may wait for other ranks: an exchange that a graph replays has no deadline."""
+        if self.count == 1:
+            return
+        deadline = time.monotonic() + self.exchange_seconds
+        while not is_done():
+            if time.monotonic() > deadline:
+                raise RanksLost(_LOST)
+            time.sleep(_POLL_SECONDS)
 
     def smallest(self, number: int) -> int:
         """The least ``number`` of any rank."""
@@ -165,4 +185,4 @@ def _exchange() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # what gloo and NCCL raise for a lost connection and for a deadline alike
-        raise RanksLost("Another rank of the model ended, or did not answer in time.") from error
+        raise RanksLost(_LOST) from error

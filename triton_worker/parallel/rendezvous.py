@@ -75,4 +75,5 @@ def connect(
         pipeline_size=layout.pipeline_size,
         tensor_group=tensor_groups[stage],
         loading_group=loading_group,
+        exchange_seconds=exchange_seconds,
     )

@@ -147,7 +147,7 @@ def _add_engine_flags(flags: Flags) -> None:
         "--cuda_graphs",
         type=one_of("on", "off"),
         default="on",
-        help="Whether decode steps are recorded at the start and replayed, on one GPU: on or off.",
+        help="Whether decode steps and small ones with prompts are recorded at the start and replayed: on or off.",
     )
     add_flag(
         flags,

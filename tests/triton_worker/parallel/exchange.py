@@ -15,6 +15,7 @@ def exchange(rank: int, meeting: str) -> None:
         mine = torch.full((3, 2), stage + ranks.tensor_rank, dtype=dtype)
         assert ranks.sum(mine.clone()).eq(2 * stage + 1).all()
         assert ranks.gather(mine)[0].tolist() == [stage, stage, stage + 1, stage + 1]
+        assert ranks.same(mine.clone()).eq(stage).all()
         if ranks.is_last_stage:
             assert ranks.receive_hidden(mine).eq(ranks.tensor_rank).all()
         else:
@@ -22,7 +23,7 @@ def exchange(rank: int, meeting: str) -> None:
     for size in (0, 1, 4000, 4087, 4088, 4089, 5000, 10**6):
         value = b"x" * size
         assert ranks.from_first(value if rank == 0 else b"") == value
-        assert ranks.from_sampler([value] if ranks.samples else []) == [value]
+        assert ranks.from_last_stage([value] if ranks.is_last_stage else []) == [value]
     assert ranks.smallest(100 - rank) == 97
-    assert (ranks.rank, ranks.samples) == (rank, rank == 2)
+    assert (ranks.rank, ranks.is_last_stage) == (rank, rank >= 2)
     ranks.leave_together()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -39,11 +40,19 @@ def expected() -> list[list[int]]:
 
 @pytest.fixture(
     scope="module",
-    params=[Layout(1, 1), Layout(2, 1), Layout(1, 2), Layout(2, 2)],
-    ids=["1x1", "2x1", "1x2", "2x2"],
+    params=[
+        (Layout(1, 1), False),
+        (Layout(2, 1), False),
+        (Layout(2, 1), True),
+        (Layout(1, 2), True),  # asked for, but not possible
+        (Layout(2, 2), False),
+    ],
+    ids=["1x1", "2x1", "2x1, steps overlap", "1x2", "2x2"],
 )
 def engine(request: pytest.FixtureRequest) -> Iterator[RunningEngine]:
-    with running(settings(NEMO_FIXTURE, request.param)) as engine:
+    layout, overlap = request.param
+    asked = settings(NEMO_FIXTURE, layout)
+    with running(replace(asked, limits=replace(asked.limits, overlap_steps=overlap))) as engine:
         yield engine
 
 

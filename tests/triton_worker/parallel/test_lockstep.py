@@ -18,7 +18,7 @@ from triton_worker.engine.fork_server import fork_server
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.rank import _serve
 from triton_worker.models.registry import load_model
-from triton_worker.parallel import Ranks
+from triton_worker.parallel import Ranks, RanksLost
 
 
 class Parted(Ranks):
@@ -34,6 +34,15 @@ def test_ranks_that_no_longer_compute_the_same_end() -> None:
     engine = Engine(model, IMAGE_PAD, 128, EngineLimits(kv_cache_bytes=2**24))
     with pytest.raises(EngineError, match="do not agree"):
         _serve(engine, Parted(), inbox=None, say=lambda message: None)
+
+
+def test_a_device_that_waits_for_others_is_not_waited_for_beyond_the_deadline() -> None:
+    ranks = Ranks(tensor_size=2, exchange_seconds=0.01)
+    with pytest.raises(RanksLost):
+        ranks.wait_for(lambda: False)
+    asked = iter([False, False, True])
+    ranks.wait_for(lambda: next(asked))
+    assert list(asked) == []
 
 
 def test_what_is_exchanged_arrives(tmp_path: Path) -> None:
