@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.deployment import FIXTURE, ROOT, Deployment, command, deployed, free_ports
+from tests.e2e.deployment import FIXTURE, ROOT, START_SECONDS, Deployment, command, deployed, free_ports
 
 ROUTE = "/v1/multimodal/generate"
 
@@ -61,6 +61,22 @@ def test_asked_to_end_it_finishes_what_runs_and_leaves_nothing(tmp_path: Path) -
     assert traces() <= before
     assert "Traceback" not in deployment.log
     assert "leaked" not in deployment.log
+
+
+def test_asked_to_end_while_it_starts_it_does_not_start_first(tmp_path: Path) -> None:
+    before = traces()
+    with deployed(tmp_path, wait=False) as deployment:
+        deadline = time.monotonic() + START_SECONDS
+        while not any("tritonserver" in process.name() for process in deployment.descendants()):
+            assert time.monotonic() < deadline, deployment.log
+            time.sleep(0.05)
+        family = deployment.descendants()
+        assert deployment.stop() == 0, deployment.log
+        assert wait_gone(family, 5) == []
+        assert_ports_free(deployment)
+    assert traces() <= before
+    assert "Ready" not in deployment.log
+    assert "Traceback" not in deployment.log
 
 
 @pytest.mark.parametrize("victim", ["bin/tritonserver", "-m triton_worker "])

@@ -84,7 +84,8 @@ class EngineProcess:
             for place in places:
                 self._start(settings, place)
         except (EOFError, OSError):
-            logger.exception("A rank of the engine could not be started.")
+            if not self._killed.is_set():
+                logger.exception("A rank of the engine could not be started.")
             raise
 
     def _start(self, settings: EngineSettings, place: RankPlace) -> None:

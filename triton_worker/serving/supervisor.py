@@ -68,8 +68,11 @@ class EngineSupervisor:
         self._engine.send(message)
 
     def stop(self) -> None:
-        """End the engine."""
-        self._engine.stop()
+        """End the engine; while it starts it does not listen, and is ended by force."""
+        if self.ready:
+            self._engine.stop()
+        else:
+            self._engine.kill()
 
     def kill(self) -> None:
         """End the engine by force; ``check`` then starts another."""

@@ -63,6 +63,7 @@ class TritonServer:
         _put_python_library_first()
         self._front = front
         self._loop = loop
+        self._connected = False
         self._triton = Triton(
             workspace=workspace,
             config=TritonConfig(
@@ -92,11 +93,12 @@ class TritonServer:
             outputs=message,
             config=ModelConfig(batching=False, decoupled=True),
         )
-        self._triton.run()
+        self._triton._run_server()  # its run() would wait as connect() does, and nothing could interrupt it
 
     def connect(self) -> None:
         """Wait for Triton and load the models; returns when calls are answered."""
         self._triton.connect()
+        self._connected = True
 
     def add_reference_model(self, model: ReferenceModel, name: str, version: int, max_batch_size: int) -> None:
         """Serve the reference's tensor contract too. To be called before :meth:`connect`."""
@@ -133,7 +135,12 @@ class TritonServer:
         return bool(self._triton.is_alive())
 
     def stop(self) -> None:
-        """Stop Triton; gives up after some seconds, because PyTriton's own stop sometimes hangs."""
+        """Stop Triton; gives up after some seconds, because PyTriton's own stop sometimes hangs.
+
+        Before it has connected, that stop would wait until it has: its process is left for the run directory to kill.
+        """
+        if not self._connected:
+            return
         stopping = threading.Thread(target=self._triton.stop, name="triton-stop", daemon=True)
         stopping.start()
         stopping.join(_STOP_SECONDS)

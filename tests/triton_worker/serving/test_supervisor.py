@@ -14,6 +14,7 @@ class ScriptedEngine:
     def __init__(self, on_message: Callable[[FromEngine], None], on_exit: Callable[[], None]) -> None:
         self.say, self.end = on_message, on_exit
         self.received: list[ToEngine] = []
+        self.killed = False
 
     def send(self, message: ToEngine) -> None:
         self.received.append(message)
@@ -22,6 +23,7 @@ class ScriptedEngine:
         self.end()
 
     def kill(self) -> None:
+        self.killed = True
         self.end()
 
 
@@ -118,3 +120,12 @@ def test_without_restarts_the_reason_is_told_as_it_is() -> None:
     harness.serve_and_end()
     with pytest.raises(EngineGone, match=r"^The engine process ended unexpectedly.$"):
         harness.supervisor.check()
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_one_that_does_not_listen_yet_is_ended_by_force(harness: Harness, ready: bool) -> None:
+    if ready:
+        harness.engines[0].say(EngineReady(128))
+    harness.supervisor.stop()
+    assert harness.ends == 1
+    assert harness.engines[0].killed is not ready
