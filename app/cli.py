@@ -93,6 +93,7 @@ def build_server(
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds + CUT_SECONDS,
         **tls_options(settings),
     )

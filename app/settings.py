@@ -82,6 +82,8 @@ class Settings(BaseSettings):
     body_seconds: float = Field(default=120.0, gt=0, description="A request's body must be here within this time.")
     write_seconds: float = Field(default=30.0, gt=0, description="A caller that reads nothing so long is cut off.")
 
+    keep_alive_seconds: int = Field(default=75, ge=1, description="An idle connection is kept so long.")
+
     deadline_seconds: float = Field(default=300.0, gt=0, description="A request fails when it takes longer.")
     ping_seconds: float = Field(default=15.0, gt=0, description="A quiet event stream gets a comment this often.")
     drain_delay_seconds: float = Field(

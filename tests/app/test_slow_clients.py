@@ -57,6 +57,17 @@ async def test_a_head_that_does_not_come(impatient: Gateway, begun: bytes) -> No
     assert await cut(impatient, "head") > before
 
 
+async def test_a_connection_is_kept_for_the_next_request_and_not_for_ever() -> None:
+    async with gateway_with(keep_alive_seconds=1) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        for _ in range(2):
+            writer.write(LIVE)
+            assert status(await reader.readuntil(b"}")) == 200
+            await asyncio.sleep(0.2)
+        assert await asyncio.wait_for(reader.read(), 4) == b""
+        writer.close()
+
+
 async def test_a_dripping_head(impatient: Gateway) -> None:
     assert await drip(impatient.port, b"GET / HTTP/1.1\r\nHost: x\r\n", b"X: y\r\n") == b""
 
