@@ -25,7 +25,8 @@ FIXTURE = ROOT / "tests" / "fixtures" / "nemo2-qwen25vl-tiny"
 DEMO = ROOT / "examples" / "demo_model" / "checkpoint"
 START_SECONDS = 120.0
 MODEL = "tiny"
-WORKER_FLAGS = shlex.split(os.environ.get("TEST_WORKER_FLAGS", "--device cpu --params_dtype float32"))
+ON_CPU = f"--device cpu --params_dtype float32 --kv_cache_bytes {128 * 2**20}"
+WORKER_FLAGS = shlex.split(os.environ.get("TEST_WORKER_FLAGS", ON_CPU))
 """To serve elsewhere: ``TEST_WORKER_FLAGS="--device cuda --params_dtype bfloat16"``."""
 
 

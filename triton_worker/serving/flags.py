@@ -137,6 +137,12 @@ def _add_engine_flags(flags: Flags) -> None:
     )
     add_flag(
         flags,
+        "--kv_cache_bytes",
+        type=byte_count,
+        help="Bytes of KV cache of each rank, at most. Default: 1 GiB on the CPU, on a GPU what is left of that part.",
+    )
+    add_flag(
+        flags,
         "--prefix_cache",
         type=one_of("on", "off"),
         default="on",
@@ -206,6 +212,7 @@ def settings_from(arguments: argparse.Namespace) -> WorkerSettings:
             cuda_graphs=arguments.cuda_graphs == "on",
             picture_cache_bytes=arguments.vision_cache_bytes,
             gpu_memory_fraction=arguments.gpu_memory_fraction,
+            kv_cache_bytes=arguments.kv_cache_bytes,
         ),
         max_requests=arguments.max_num_seqs + arguments.max_queued_requests,
         min_pixels=REFERENCE_BOUNDS.min_pixels if arguments.reference_image_limits else arguments.min_pixels,

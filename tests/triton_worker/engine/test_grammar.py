@@ -54,7 +54,11 @@ class Deployment:
 
     def engine(self, **limits: int) -> Engine:
         return Engine(
-            self.model, self.tokenizer.image_token_id, self.context_length, EngineLimits(**limits), self.grammars
+            self.model,
+            self.tokenizer.image_token_id,
+            self.context_length,
+            EngineLimits(**{"kv_cache_bytes": 2**27, **limits}),
+            self.grammars,
         )
 
     def request(self, name: str, grammar: Grammar | None, text: str = "What is it?", **sampling: object) -> Generate:

@@ -12,11 +12,12 @@ def limits(*argv: str) -> EngineLimits:
     return parse_worker_flags([*REQUIRED, *argv]).limits
 
 
-def test_caches_are_on_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_are_on_and_can_be_sized_and_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (limits().prefix_cache, limits().picture_cache_bytes) == (True, None)
     assert (limits().cuda_graphs, limits("--cuda_graphs", "off").cuda_graphs) == (True, False)
     off = limits("--prefix_cache", "off", "--vision_cache_bytes", "0")
     assert (off.prefix_cache, off.picture_cache_bytes) == (False, 0)
+    assert (limits().kv_cache_bytes, limits("--kv_cache_bytes", "20000000").kv_cache_bytes) == (None, 20_000_000)
     monkeypatch.setenv("MULTIMODAL_PREFIX_CACHE", "off")
     monkeypatch.setenv("MULTIMODAL_VISION_CACHE_BYTES", "5000000000")
     assert (limits().prefix_cache, limits().picture_cache_bytes) == (False, 5_000_000_000)
