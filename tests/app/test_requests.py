@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from app.errors import ApiError
+from app.validation import json_document
 from tests.app.conftest import GENERATE, Gateway, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -163,3 +165,27 @@ async def test_picture_of_too_many_bytes(gateway: Gateway) -> None:
     assert (error["code"], error["param"]) == ("picture_too_large", "image")
     error = await refused(gateway, 413, json={"prompt": "x", "images": [{"data": base64.b64encode(data).decode()}]})
     assert (error["code"], error["param"]) == ("picture_too_large", "images[0]")
+
+
+MANY = [""] * 33_001
+
+
+@pytest.mark.parametrize(
+    ("path", "request_"),
+    [
+        (GENERATE, {"json": {"prompts": MANY}}),
+        (GENERATE, {"json": {"prompt": "a", "images": [[]] * len(MANY)}}),
+        (GENERATE, {"files": {"prompt": (None, "a"), "params": (None, json.dumps({"stop": MANY}))}}),
+        ("/v1/chat/completions", {"json": {"messages": MANY}}),
+        ("/v1/completions", {"json": {"prompt": MANY}}),
+        ("/tokenize", {"json": {"messages": [{"role": "user", "content": MANY}]}}),
+    ],
+)
+async def test_too_many_values_to_name_the_fault_of_each(gateway: Gateway, path: str, request_: dict[str, Any]) -> None:
+    assert "too many values" in (await refused(gateway, 400, path, **request_))["message"]
+
+
+async def test_too_many_values_to_parse() -> None:
+    assert json_document(b'"' + b"," * 1_000_000 + b'"') == "," * 1_000_000
+    with pytest.raises(ApiError, match="too many values"):
+        json_document(b"[" + b"0," * 2_000_000 + b"0]")
