@@ -38,3 +38,18 @@ async def test_finished_requests_are_not_cancelled(gateway: Gateway) -> None:
     await gateway.generate("hello", stream=True)
     await asyncio.sleep(0.05)
     assert not {submit.request_id for submit in gateway.worker.submits[-2:]} & set(gateway.worker.cancelled)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 100\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n9\r\n"])
+async def test_in_mid_body_is_no_failure_of_ours(
+    gateway: Gateway, framing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    head = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nX-Request-Id: gone\r\nContent-Type: application/json\r\n"
+    writer.write(f'{head}{framing}{{"prompt"'.encode())
+    await asyncio.sleep(0.2)
+    writer.close()
+    await until(lambda: any(getattr(record, "request_id", None) == "gone" for record in caplog.records))
+    records = [record for record in caplog.records if getattr(record, "request_id", None) == "gone"]
+    assert [(record.name, vars(record)["status"]) for record in records] == [("app.access", 499)]
