@@ -18,6 +18,11 @@ from app.middleware.connection_rules import CROWDED
 
 LEAST_READ_BYTES = 16 * 1024
 """A caller that takes less of what waits for it within ``write_seconds`` does not read."""
+LEAST_CRUMBS_BYTES = 4096
+"""Fewer bytes that came together are not looked at: whoever writes a body by hand may send it in crumbs."""
+LEAST_LINE_BYTES = 8
+"""Of a chunked body, whose chunks begin and end with a line break. Chunks of a byte, which no client sends, take a
+second to parse for each 256 KiB that come at once, and nothing else runs meanwhile."""
 HARD_LIMIT = 2
 """Times ``max_connections``: so many are closed without a word."""
 
@@ -32,7 +37,7 @@ class Patience:
     write_seconds: float
     """For a caller to take something of what has been written."""
     on_cut: Callable[[str], None]
-    """Told why a connection is cut: ``head``, ``write`` or ``crowded``."""
+    """Told why a connection is cut: ``head``, ``write``, ``crumbs`` or ``crowded``."""
 
 
 class Config(uvicorn.Config):
@@ -74,11 +79,19 @@ class Connection(H11Protocol):
     # What is waited for from the caller: a request's head, or the rest of a body that was answered already.
 
     def data_received(self, data: bytes) -> None:
+        if self._is_crumbs(data):
+            self._cut("crumbs")
+            return
         super().data_received(data)
         if not self._nothing_in_hand:
             self._stop_expecting_head()
         elif self._head_timer is None and self.timeout_keep_alive_task is None:
             self._expect_head()
+
+    def _is_crumbs(self, data: bytes) -> bool:
+        if len(data) < LEAST_CRUMBS_BYTES or data.count(b"\r\n") * LEAST_LINE_BYTES < len(data):
+            return False
+        return (b"transfer-encoding", b"chunked") in (self.headers or ()) or b"chunked" in data.lower()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -1,6 +1,7 @@
 """Callers that hold a connection without using it lose it; what they asked for is cancelled."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -66,6 +67,28 @@ async def test_a_connection_is_kept_for_the_next_request_and_not_for_ever() -> N
             await asyncio.sleep(0.2)
         assert await asyncio.wait_for(reader.read(), 4) == b""
         writer.close()
+
+
+@pytest.mark.parametrize("head_before", [True, False])
+async def test_a_body_in_crumbs(impatient: Gateway, head_before: bool) -> None:
+    before = await cut(impatient, "crumbs")
+    reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
+    writer.write(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode())
+    if head_before:
+        await writer.drain()
+        await asyncio.sleep(0.1)
+    writer.write(b"1\r\n \r\n" * 10_000)
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert await cut(impatient, "crumbs") == before + 1
+    writer.close()
+
+
+async def test_a_body_in_small_pieces_is_read(gateway: Gateway) -> None:
+    body = json.dumps({"prompt": "x" * 9_000}).encode()
+    pieces = b"".join(b"10\r\n%s\r\n" % body[at : at + 16].ljust(16) for at in range(0, len(body), 16))
+    asked = f"{HEAD}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + pieces + b"0\r\n\r\n"
+    assert status(await answer_to(gateway.port, asked)) == 200
 
 
 async def test_a_dripping_head(impatient: Gateway) -> None:
