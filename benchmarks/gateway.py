@@ -1,20 +1,22 @@
 """Measure what gateway and Triton add to the engine, and print one table; with the demo model, on the CPU.
 
 python -m benchmarks.gateway
-TEST_WORKER_FLAGS="--device cuda --params_dtype bfloat16" python -m benchmarks.gateway --checkpoint DIRECTORY
+TEST_WORKER_FLAGS="--device cuda --params_dtype bfloat16" python -m benchmarks.gateway --checkpoint DIRECTORY \
+    --streams 1,64 --picture 1036x728 --output_tokens 128
 
 Real servers are started. The same greedy requests go through them as streamed chat completions, and to an engine of the
-same settings that this process asks directly, in turns. Then the REST service of NeMo Export-Deploy 0.3.1 is started in
-front of the same worker, and both services answer the same short requests, in turns. All numbers are medians of the
-rounds. Load generator and servers share the machine.
+same settings that this process asks directly, with tokens and decoded pictures, in turns. Each caller asks its next
+request when its last one is answered. Then the REST service of NeMo Export-Deploy 0.3.1 is started in front of the same
+worker, and both services answer the same short requests, in turns; exits with 1 where that service cannot be had. All
+numbers are medians of the rounds. Load generator and servers share the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,12 +26,15 @@ from typing import Any
 from benchmarks.engine_alone import EngineAlone, Tokens
 from benchmarks.figures import ms, provenance, table
 from benchmarks.load import Answer, callers, streamed
-from benchmarks.measured import Loop, first_token, measure, one_token, tokens_per_second
+from benchmarks.measured import Loop, first_token, measure, one_token, together, tokens_per_second
 from benchmarks.parts import ENGINE, FRONT, GATEWAY, LOAD_GENERATOR, TRITON, Parts
+from benchmarks.questions import Question, Questions
 from benchmarks.reference_release import ReleaseMissing
 from benchmarks.services import CONCURRENT, compare_services, service_rows
-from protocol.messages import ChatMessage, SamplingParameters, Submit, TextPart
-from tests.e2e.deployment import DEMO, MODEL, Deployment, deployed
+from tests.e2e.deployment import DEMO, Deployment, deployed
+
+LEAST_REQUESTS = 16
+"""Of a loop, however few streams there are."""
 
 
 class Bench:
@@ -40,35 +45,26 @@ class Bench:
         self._deployment = deployment
         self._parts = Parts(deployment.process.pid)
         self._engine = engine
-        self._numbers = itertools.count()
+        self._questions = Questions(options.picture, options.output_tokens)
 
     async def compare(self, streams: int) -> tuple[list[Loop[Tokens]], list[Loop[Answer]]]:
         """Rounds of the engine alone and of the whole; one of each that is not counted before them."""
         alone, served = [], []
-        async with callers(self._deployment.url) as session:
-            for _ in range(self._options.rounds + 1):
-                prompts = [await self._engine.prepare(self._submit(text)) for text in self._texts(streams)]
-                alone.append(await measure([partial(self._engine.ask, prompt) for prompt in prompts], streams))
-                bodies = [self._body(text) for text in self._texts(streams)]
-                asks = [partial(streamed, session, body) for body in bodies]
-                served.append(await measure(asks, streams, self._parts.cpu_seconds))
+        each = max(self._options.requests, LEAST_REQUESTS // streams)
+        for _ in range(self._options.rounds + 1):
+            questions = self._questions.of_streams(streams, each)
+            alone.append(await self._ask_engine(questions, streams))
+            served.append(await self._ask_gateway(questions, streams))
         return alone[1:], served[1:]
 
-    def _texts(self, streams: int) -> list[str]:
-        """No two alike, so that no cache of prompts answers."""
-        requests = streams * max(2, 16 // streams)
-        return [f"{next(self._numbers)} is a number. What else can be said of it?" for _ in range(requests)]
+    async def _ask_engine(self, questions: Sequence[Question], streams: int) -> Loop[Tokens]:
+        prompts = [await self._engine.prepare(question.submit()) for question in questions]
+        return await measure([partial(self._engine.ask, prompt) for prompt in prompts], streams)
 
-    def _body(self, text: str) -> dict[str, Any]:
-        messages = [{"role": "user", "content": text}]
-        length = self._options.output_tokens
-        return {"model": MODEL, "messages": messages, "max_tokens": length, "temperature": 0, "ignore_eos": True}
-
-    def _submit(self, text: str) -> Submit:
-        sampling = SamplingParameters(max_tokens=self._options.output_tokens, temperature=0.0, ignore_eos=True)
-        return Submit(
-            request_id="-", model=MODEL, messages=(ChatMessage("user", (TextPart(text),)),), sampling=sampling
-        )
+    async def _ask_gateway(self, questions: Sequence[Question], streams: int) -> Loop[Answer]:
+        async with callers(self._deployment.url) as session:
+            asks = [partial(streamed, session, question.body()) for question in questions]
+            return await measure(asks, streams, self._parts.cpu_seconds)
 
 
 def rows(streams: int, alone: Sequence[Loop[Any]], served: Sequence[Loop[Any]]) -> Iterator[tuple[str, str, str, str]]:
@@ -81,7 +77,11 @@ def rows(streams: int, alone: Sequence[Loop[Any]], served: Sequence[Loop[Any]]) 
     for what, rate in (("requests/s", lambda loop: loop.requests_per_second), ("tokens/s", tokens_per_second)):
         engine, whole = both(rate)
         yield f"{name}: {what}", f"{engine:,.1f}", f"{whole:,.1f}", f"{whole / engine:.0%}"
-    for what, seconds in (("first token", first_token), ("one token", one_token)):
+    for what, seconds in (
+        ("first token, all starting together", together),
+        ("first token", first_token),
+        ("one token", one_token),
+    ):
         for percent in (50, 95):
             engine, whole = both(partial(seconds, percent=percent))
             yield f"{name}: {what}, p{percent}", ms(engine), ms(whole), f"{(whole - engine) * 1000:+,.2f} ms"
@@ -94,21 +94,29 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
+def size(text: str) -> tuple[int, int]:
+    """Width and height, on the command line."""
+    width, height = (int(side) for side in text.split("x"))
+    return width, height
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="benchmarks.gateway", description=__doc__.partition("\n")[0])
     parser.add_argument("--checkpoint", type=Path, default=DEMO)
     parser.add_argument("--streams", type=numbers, default=[1, 16, 64, 256], help="with commas between")
     parser.add_argument("--output_tokens", type=int, default=32)
+    parser.add_argument("--picture", type=size, metavar="WxH", help="a new one of this size before each text")
+    parser.add_argument("--requests", type=int, default=4, help="of each stream in a round, at least 2")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--services", action=argparse.BooleanOptionalAction, default=True, help="compare with the reference's service"
-    )
+    yes_or_no = argparse.BooleanOptionalAction
+    parser.add_argument("--engine", action=yes_or_no, default=True, help="compare with the engine alone")
+    parser.add_argument("--services", action=yes_or_no, default=True, help="compare with the reference's service")
     return parser.parse_args(argv)
 
 
-async def run(options: argparse.Namespace) -> None:
-    """Measure and print."""
+async def compare_engine(options: argparse.Namespace) -> None:
+    """Measure the engine alone and the whole, and print."""
     worker_flags = ["--max_num_seqs", str(max(options.streams))]
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -118,13 +126,18 @@ async def run(options: argparse.Namespace) -> None:
         bench = Bench(options, deployment, engine)
         measured = [row for streams in options.streams for row in rows(streams, *await bench.compare(streams))]
     print(table(("", "engine alone", "gateway + Triton", ""), measured), end="\n\n", flush=True)
-    if not options.services:
-        return
-    try:
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Measure and print.
+
+    Raises:
+        ReleaseMissing: the reference's service cannot be had.
+    """
+    if options.engine:
+        await compare_engine(options)
+    if options.services:
         theirs, ours = await compare_services(options.rounds)
-    except ReleaseMissing as missing:
-        print(f"The reference's service was not measured: {missing}.")
-    else:
         head = (f"{CONCURRENT} concurrent requests", "Export-Deploy 0.3.1", "gateway", "ratio")
         print(table(head, service_rows(theirs, ours)))
 
@@ -133,7 +146,10 @@ def main() -> None:
     """Start the servers, measure, print, stop them."""
     options = parse()
     print(provenance("benchmarks.gateway", "torch", "nvidia-pytriton", "uvicorn", "fastapi"), end="\n\n", flush=True)
-    asyncio.run(run(options))
+    try:
+        asyncio.run(run(options))
+    except ReleaseMissing as missing:
+        sys.exit(f"error: the reference's service was not measured: {missing}.")
 
 
 if __name__ == "__main__":

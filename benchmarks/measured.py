@@ -15,6 +15,7 @@ Result = TypeVar("Result", covariant=True)
 class Timing(Protocol):
     """When the tokens of one request came."""
 
+    began: float
     completion_tokens: int
 
     @property
@@ -30,6 +31,7 @@ class Timing(Protocol):
 class Loop(Generic[Result]):
     """So many callers, each with one request in flight, until all requests are answered."""
 
+    in_flight: int
     seconds: float
     results: Sequence[Result]
     cpu_seconds: Mapping[str, float]
@@ -54,7 +56,7 @@ async def measure(
     before = cpu_seconds()
     results, seconds = await closed_loop(asks, in_flight)
     after = cpu_seconds()
-    return Loop(seconds, results, {part: after[part] - before[part] for part in after})
+    return Loop(in_flight, seconds, results, {part: after[part] - before[part] for part in after})
 
 
 def tokens_per_second(loop: Loop[Timing]) -> float:
@@ -62,11 +64,20 @@ def tokens_per_second(loop: Loop[Timing]) -> float:
     return sum(timing.completion_tokens for timing in loop.results) / loop.seconds
 
 
+def together(loop: Loop[Timing], percent: float) -> float:
+    """A percentile of the seconds to the first token, of the first request of each caller: they start together."""
+    return percentile([timing.first_seconds for timing in _in_order(loop)[: loop.in_flight]], percent)
+
+
 def first_token(loop: Loop[Timing], percent: float) -> float:
-    """A percentile of the seconds to the first token."""
-    return percentile([timing.first_seconds for timing in loop.results], percent)
+    """The same of the others, each of which starts when one before it is answered."""
+    return percentile([timing.first_seconds for timing in _in_order(loop)[loop.in_flight :]], percent)
 
 
 def one_token(loop: Loop[Timing], percent: float) -> float:
     """A percentile of the seconds between two tokens of a request, which are a mean over the request."""
     return percentile([timing.token_seconds for timing in loop.results], percent)
+
+
+def _in_order(loop: Loop[Timing]) -> Sequence[Timing]:
+    return sorted(loop.results, key=lambda timing: timing.began)

@@ -21,7 +21,7 @@ from benchmarks.reference_release import reference_service
 from tests.e2e.deployment import MODEL, deployed, free_ports, picture
 
 CONCURRENT = 32
-REQUESTS = 4 * CONCURRENT
+REQUESTS = 8 * CONCURRENT
 REFERENCE = "Export-Deploy's service"
 IMAGE = base64.b64encode(picture(size=(56, 56))).decode()
 BODY = {
