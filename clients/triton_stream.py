@@ -105,11 +105,7 @@ class _Session:
 
     def open(self, deadline: float) -> None:
         """Returns when a generation would succeed."""
-        try:
-            self._client.start_stream(callback=lambda result, error: self._arrived.put((result, error)))
-            self._client.async_stream_infer(wire.DELTAS_MODEL, [_tensor(OpenSession(self._id))])
-        except InferenceServerException:
-            raise self._lost() from None
+        self._start_stream(OpenSession(self._id))
         while True:
             status = self._next_batch().status
             if status is not None and status.ready:
@@ -151,6 +147,15 @@ class _Session:
         self._client.stop_stream(cancel_requests=True)
         self._client.close()
 
+    def _start_stream(self, opening: OpenSession) -> None:
+        self._client.stop_stream(cancel_requests=True)
+        arrived = self._arrived = queue.SimpleQueue()  # what the stream before says of its end stays in its own
+        try:
+            self._client.start_stream(callback=lambda result, error: arrived.put((result, error)))
+            self._client.async_stream_infer(wire.DELTAS_MODEL, [_tensor(opening)])
+        except InferenceServerException:
+            raise self._lost() from None
+
     def _next_batch(self) -> DeltaBatch:
         if time.monotonic() - self._renewed_at > _RENEW_SECONDS:
             self.control()
@@ -163,6 +168,8 @@ class _Session:
         batch = _message(result, DeltaBatch)
         if batch.refusal is not None:
             raise MultimodalError(batch.refusal.message)
+        if batch.resume:
+            self._start_stream(OpenSession(self._id, resume=True))
         return batch
 
     def _lost(self) -> ConnectionFailed:

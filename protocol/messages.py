@@ -9,6 +9,7 @@ The life of a request::
 
 A session is one gateway process. Its deltas stream is opened first; any control call renews the session's lease, and
 a session whose lease lapses is closed with all its requests: Triton does not tell a model that a caller went away.
+Triton keeps all responses of a stream until it ends, so now and then the worker ends it and the gateway opens the next.
 
 The types are msgspec structs: checked when decoded, so that a worker may trust what it reads from any Triton client.
 """
@@ -20,7 +21,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 LEASE_SECONDS = 10.0
 """A session that sent no control message for so long is closed and its requests are cancelled."""
@@ -144,6 +145,8 @@ class OpenSession(Struct, frozen=True):
 
     session_id: Identifier
     protocol_version: int = PROTOCOL_VERSION
+    resume: bool = False
+    """The session is there already, and this stream goes on where one that ended with ``DeltaBatch.resume`` stopped."""
 
 
 class Control(Struct, frozen=True):
@@ -309,6 +312,8 @@ class DeltaBatch(Struct, frozen=True):
 
     deltas: tuple[Delta, ...] = field(default=())
     status: WorkerStatus | None = None
-    """Sent with the first batch of a stream and with every heartbeat."""
+    """Sent with the first batch of a session and with every heartbeat."""
     refusal: RequestError | None = None
     """The session itself was refused (another protocol version, say); the stream ends."""
+    resume: bool = False
+    """The stream ends and the session goes on: the gateway is to open another one with ``OpenSession.resume``."""

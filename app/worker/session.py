@@ -102,11 +102,20 @@ class Session:
         await self._sender.flush()
 
     async def _read(self) -> None:
-        async with aclosing(self._link.deltas(OpenSession(self._id))) as batches:
+        opening = OpenSession(self._id)
+        while await self._read_stream(opening):
+            opening = OpenSession(self._id, resume=True)
+        raise LinkError("deltas stream ended")
+
+    async def _read_stream(self, opening: OpenSession) -> bool:
+        """Takes all that is said in one stream; whether the session goes on in another."""
+        async with aclosing(self._link.deltas(opening)) as batches:
             async for batch in batches:
                 self.quiet_seconds = 0.0
                 self._deliver(batch)
-        raise LinkError("deltas stream ended")
+                if batch.resume:
+                    return True
+        return False
 
     async def _watch(self) -> None:
         """Ends a silent session. Counts its own turns: if the gateway itself stood still, the worker did not."""

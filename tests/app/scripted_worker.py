@@ -189,6 +189,7 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.session_ids: list[str] = []
         self.port = 0
         self._outgoing: dict[str, asyncio.Queue[Delta | None]] = {}
+        self._moving: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._server: Any = None
 
@@ -214,6 +215,10 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     def end_streams(self) -> None:
         for outgoing in self._outgoing.values():
             outgoing.put_nowait(None)
+
+    def move_streams(self) -> None:
+        """Each stream ends with what is said until then, and its session shall go on in another."""
+        self._moving = set(self._outgoing)
 
     @property
     def running(self) -> int:
@@ -241,10 +246,14 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
         request = await anext(requests)
         assert request.model_name == DELTAS_MODEL
-        session_id = _message(request, OpenSession).session_id
+        opening = _message(request, OpenSession)
+        session_id = opening.session_id
         self.session_ids.append(session_id)
-        outgoing = self._outgoing[session_id] = asyncio.Queue()
-        yield _stream_response(DeltaBatch(status=self.status, refusal=self.refusal))
+        if not opening.resume:
+            self._outgoing[session_id] = asyncio.Queue()
+        if not opening.resume or self.refusal is not None:
+            yield _stream_response(DeltaBatch(status=self.status, refusal=self.refusal))
+        outgoing = self._outgoing[session_id]
         try:
             while True:
                 try:
@@ -256,10 +265,16 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
                 if None in deltas:
                     return
                 if not self.silent:
-                    yield _stream_response(DeltaBatch(tuple(deltas), self.status))  # type: ignore[arg-type]
+                    resume = session_id in self._moving
+                    yield _stream_response(DeltaBatch(tuple(deltas), self.status, resume=resume))  # type: ignore[arg-type]
                     self.delivered += len(deltas)
+                    if resume:
+                        return
         finally:
-            self._outgoing.pop(session_id, None)
+            if session_id in self._moving:
+                self._moving.discard(session_id)
+            else:
+                self._outgoing.pop(session_id, None)
 
     def _take(self, session_id: str, message: Submit | Cancel) -> None:
         if isinstance(message, Cancel):

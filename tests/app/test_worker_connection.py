@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -66,6 +67,35 @@ async def fails_in_flight_and_recovers(worker: ScriptedWorker, break_it: Step, m
         await ready(gateway.client)
         assert (await gateway.generate("back again")).json()["choices"][0]["text"] == "back again"
         assert len(set(worker.session_ids)) == len(worker.session_ids) > 1
+
+
+async def test_a_session_goes_on_in_another_stream() -> None:
+    async with gateway_with() as gateway:
+        words = [f"word{i}" for i in range(40)]
+        asking = asyncio.create_task(gateway.generate("slowly " + " ".join(words)))
+        for number in (10, 20, 30):
+            await until(partial(has_delivered, gateway.worker, number))
+            gateway.worker.move_streams()
+        assert (await asking).json()["choices"][0]["text"] == " ".join(words)
+        assert len(gateway.worker.session_ids) == 4
+        assert len(set(gateway.worker.session_ids)) == 1
+
+
+def has_delivered(worker: ScriptedWorker, number: int) -> bool:
+    return worker.delivered >= number
+
+
+async def test_a_session_that_cannot_be_resumed_is_followed_by_another() -> None:
+    async with gateway_with() as gateway:
+        asking = asyncio.create_task(gateway.generate("hang"))
+        await until(lambda: gateway.worker.running == 1)
+        gateway.worker.move_streams()
+        gateway.worker.refusal = RequestError(ErrorCode.UNAVAILABLE, "There is no such session any more.")
+        await until(lambda: len(gateway.worker.session_ids) > 1)
+        assert (await asking).status_code == 503
+        gateway.worker.refusal = None
+        await ready(gateway.client)
+        assert (await gateway.generate("back again")).json()["choices"][0]["text"] == "back again"
 
 
 async def test_stream_falls_silent() -> None:

@@ -59,6 +59,7 @@ _LOST = RequestError(ErrorCode.UNAVAILABLE, "The model went away while this requ
 _RESTARTING = RequestError(ErrorCode.UNAVAILABLE, "The model is being started again. Please try again shortly.")
 _NOT_COMPUTED = RequestError(ErrorCode.INTERNAL, "The request could not be computed; the worker's log says why.")
 _STARTING = RequestError(ErrorCode.UNAVAILABLE, "The model is still being loaded. Please try again later.")
+_NO_SESSION = RequestError(ErrorCode.UNAVAILABLE, "There is no such session any more.")
 _STOPPING = RequestError(ErrorCode.UNAVAILABLE, "The model is shutting down. Please try again.")
 
 
@@ -115,12 +116,15 @@ class Front:
     # -- sessions ------------------------------------------------------------------------------------------------------
 
     def open_session(self, message: OpenSession) -> Session | RequestError:
-        """A new session; one of the same id is replaced, and its requests are cancelled."""
+        """A new session, or the one to resume. Where there is one of a new one's id, its requests are cancelled."""
         if message.protocol_version != PROTOCOL_VERSION:
             return RequestError(
                 ErrorCode.UNAVAILABLE,
                 f"The gateway speaks protocol version {message.protocol_version}, the worker {PROTOCOL_VERSION}.",
             )
+        if message.resume:
+            client = self._clients.get(message.session_id)
+            return _NO_SESSION if client is None else client.session
         self.close_session(message.session_id)
         session = Session(self._status)
         self._clients[message.session_id] = _Client(session)

@@ -310,6 +310,21 @@ def test_another_protocol_version_is_refused(harness: Harness) -> None:
     assert "99" in refusal.message
 
 
+async def test_a_session_is_resumed_with_what_it_has_not_said(harness: Harness) -> None:
+    generate = await harness.generate("r")
+    harness.tokens(generate.request_id, "so far", FinishReason.STOP)
+    assert harness.front.open_session(OpenSession("s", resume=True)) is harness.session
+    assert (await harness.end_of("r")).outcome is Outcome.FINISHED
+    assert harness.text_of("r") == "so far"
+
+
+def test_a_session_that_is_gone_is_not_resumed(harness: Harness) -> None:
+    harness.front.close_session("s")
+    refusal = harness.front.open_session(OpenSession("s", resume=True))
+    assert not isinstance(refusal, Session)
+    assert not harness.front.control(Control("s")).session_known
+
+
 async def test_choices_share_a_request_and_differ_in_their_seed(harness: Harness) -> None:
     sampling = SamplingParameters(n=3, seed=2**63 - 1, stop=("dog",), max_tokens=9)
     await harness.generate("r", sampling=sampling, return_prompt_token_ids=True)
