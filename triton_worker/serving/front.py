@@ -1,7 +1,7 @@
 """The front: all requests and sessions of one worker, between Triton's callables and the engine process.
 
-Everything here runs in one event loop, so nothing needs a lock; preparing prompts (decoding pictures, tokenizing)
-runs in a pool of threads.
+Everything here runs in one event loop, so nothing needs a lock; what takes long to prepare (pictures to decode, much
+text to tokenize, a grammar to check) is prepared in a pool of threads.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from protocol.messages import (
     Outcome,
     RequestError,
     Submit,
+    TextPart,
     WorkerStatus,
 )
 from triton_worker.engine.messages import (
@@ -51,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 ENGINE_SILENCE_SECONDS = 10.0
 """An engine that said nothing for so long is not ready. It says that it lives during a long step too."""
+
+SHORT_CHARACTERS, SHORT_MESSAGES = 2048, 16
+"""Prompts of at most so much text are prepared in the event loop."""
 
 MAX_PICTURE_BYTES = 2 * 2**30
 """Pictures of all requests in the worker together; one request alone is always let in."""
@@ -225,11 +229,8 @@ class Front:
         if deadline is not None:
             timer = loop.call_later(deadline, generation.fail, _deadline_error(deadline))
             generation.on_end(timer.cancel)
-        assert self._context_length is not None
-        preparing = self._preparing.submit(self._processor.prepare, submit, engine_ids[0], self._context_length)
-        generation.on_end(preparing.cancel)  # one that still waits for a thread need not be prepared
         try:
-            prompt = await asyncio.wrap_future(preparing)
+            prompt = await self._prepared(submit, engine_ids[0], generation)
         except asyncio.CancelledError:
             return
         except RequestRefused as refused:
@@ -246,6 +247,15 @@ class Front:
                     generation.finish_without_answer()
                 else:
                     self._hand_over(prompt, engine_ids, generation)
+
+    async def _prepared(self, submit: Submit, engine_id: str, generation: Generation) -> Generate:
+        """The prompt; a short one at once: to hand it to a thread and back would take longer than to prepare it."""
+        assert self._context_length is not None
+        if _is_short(submit):
+            return self._processor.prepare(submit, engine_id, self._context_length)
+        preparing = self._preparing.submit(self._processor.prepare, submit, engine_id, self._context_length)
+        generation.on_end(preparing.cancel)  # one that still waits for a thread need not be prepared
+        return await asyncio.wrap_future(preparing)
 
     def _hand_over(self, prompt: Generate, engine_ids: list[str], generation: Generation) -> None:
         """Give the engine one request for each choice: the same but for its seed."""
@@ -350,6 +360,14 @@ class Front:
 
 def _places_needed(submit: Submit) -> int:
     return 1 if submit.prompt_only else submit.sampling.n
+
+
+def _is_short(submit: Submit) -> bool:
+    """Whether it is text alone, and so little that it is prepared in a fraction of a millisecond."""
+    parts = [part for message in submit.messages for part in message.content]
+    texts = [part.text for part in parts if isinstance(part, TextPart)] + [submit.rendered_prompt or ""]
+    small = len(submit.messages) <= SHORT_MESSAGES and sum(map(len, texts)) <= SHORT_CHARACTERS
+    return small and not submit.pictures and submit.sampling.grammar is None
 
 
 def _wrapped(seed: int) -> int:

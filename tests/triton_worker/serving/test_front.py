@@ -1,6 +1,7 @@
 """The front with a recording engine: admission, ends, cancels, leases. The real engine is behind it in tests/e2e."""
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -308,6 +309,16 @@ def test_another_protocol_version_is_refused(harness: Harness) -> None:
     refusal = harness.front.open_session(OpenSession("s", protocol_version=99))
     assert not isinstance(refusal, Session)
     assert "99" in refusal.message
+
+
+async def test_a_short_prompt_does_not_wait_for_those_that_take_long(harness: Harness) -> None:
+    busy = threading.Event()
+    harness._executor.submit(busy.wait)
+    harness.submit("long", "a b " * 1000, sampling=SamplingParameters(max_tokens=1))
+    await harness.generate("short")
+    assert len(harness.to_engine) == 1
+    busy.set()
+    assert (await harness.end_of("long")).outcome is Outcome.FAILED  # more text than the context has room for
 
 
 async def test_a_session_is_resumed_with_what_it_has_not_said(harness: Harness) -> None:
