@@ -112,4 +112,4 @@ def test_memory_that_grows_is_told() -> None:
     )
     grown._expect_flat_memory()
     (failure,) = grown.findings.failures
-    assert failure == "memory of gateway grew from 110 MiB in the first third to 150 MiB in the last"
+    assert failure == "memory of gateway grew from 130 MiB in the second third to 150 MiB in the last"
