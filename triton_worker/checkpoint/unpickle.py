@@ -1,15 +1,16 @@
-"""Reads the pickle of a torch distributed checkpoint's `.metadata` without running anything that it names.
+"""Reads the pickles of a torch distributed checkpoint without running anything that they name.
 
 A pickle is a program that calls whatever it can import. Here it can import nothing: each global that a NeMo save is
-known to refer to (the exact pairs below) becomes an inert record of the arguments it was called with, and every other
-global is refused. So the list may name `builtins.getattr` without any attribute being read.
+known to refer to (exact pairs of module and name) becomes an inert record of the arguments it was called with, and
+every other global is refused. So the list may name `builtins.getattr` without any attribute being read.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Set
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -25,8 +26,8 @@ _PLANNER = "torch.distributed.checkpoint.planner"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
 _MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
 
-# What megatron-core 0.13 to 0.16 writes under torch 2.6 to 2.13.
-_KNOWN = frozenset(
+# What megatron-core 0.13 to 0.16 writes into `.metadata` under torch 2.6 to 2.13.
+_KNOWN_OF_METADATA = frozenset(
     [("torch", "Size"), ("torch.serialization", "_get_layout")]
     + [(_METADATA, name) for name in ("Metadata", "TensorStorageMetadata", "BytesStorageMetadata")]
     + [(_METADATA, name) for name in ("ChunkStorageMetadata", "TensorProperties", "MetadataIndex", "StorageMeta")]
@@ -70,31 +71,38 @@ class _Mapping(dict[Any, Any]):
         """Drops attributes: only the items matter."""
 
 
-class _InertUnpickler(pickle.Unpickler):
+class InertUnpickler(pickle.Unpickler):
+    """Loads Records, dtypes and plain data; raises RefusedGlobal for what is not known, and anything on other bytes."""
+
+    def __init__(self, file: BinaryIO, known: Set[tuple[str, str]]) -> None:
+        """`known`: module and name of each global that becomes a Record."""
+        super().__init__(file)
+        self._known = known
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if (module, name) == ("collections", "OrderedDict"):
             return _Mapping
-        if (module, name) not in _KNOWN:
-            raise _RefusedGlobal(f"{module}.{name}")
+        if (module, name) not in self._known:
+            raise RefusedGlobal(f"{module}.{name}")
         # A new class for each pickle, so that none can leave a trace for the next one.
         return type(name, (Record,), {"__slots__": (), "origin": f"{module}.{name}"})
 
 
-class _RefusedGlobal(Exception):
-    pass
+class RefusedGlobal(Exception):
+    """The pickle names a global that is not known; the message is its name."""
 
 
 def load_inert(path: Path) -> Any:
-    """The pickle in `path` with every object as a Record, a dtype or plain data.
+    """The pickle of a `.metadata` file with every object as a Record, a dtype or plain data.
 
     Raises CheckpointError when the file is missing, is no pickle, or names a global that a NeMo save does not.
     """
     try:
         with path.open("rb") as file:
-            return _InertUnpickler(file).load()
-    except _RefusedGlobal as refused:
+            return InertUnpickler(file, _KNOWN_OF_METADATA).load()
+    except RefusedGlobal as refused:
         raise CheckpointError(
             f"{path} refers to {str(refused)[:200]!r}, which a checkpoint has no use for; nothing in it was run."
         ) from None
