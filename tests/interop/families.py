@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +73,6 @@ def _llava_inputs(source: Path, prompt: Prompt) -> dict[str, Tensor]:
     }
 
 
-def _llava_source(directory: Path) -> Path:
-    """With the class of its tokenizer, as published ones name it: transformers' AutoTokenizer asks for that."""
-    file = llava.save_random(directory) / "tokenizer_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}))
-    return directory
-
-
 def save_clip_tower(directory: Path) -> None:
     """A random tower where NeMo's process looks for the one that a checkpoint names."""
     tower = llava.TOWER
@@ -110,7 +102,7 @@ QWEN2_VL = Family(
 )
 LLAVA = Family(
     "llava",
-    _llava_source,
+    llava.save_random,  # whose tokenizer has no class of its own
     LlavaForConditionalGeneration,
     llava.make_prompt(2, seed=0),
     _llava_inputs,

@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 import yaml
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from transformers import AutoTokenizer
 
 from tests.triton_worker.checkpoint.stored import HF_FIXTURE, NEMO_FIXTURE, copy_of
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
@@ -87,6 +88,35 @@ def test_the_tokenizer_comes_along(written: Path) -> None:
     directory = open_checkpoint(written).tokenizer_directory
     assert directory == written / "context" / "nemo_tokenizer"
     assert (directory / "tokenizer.json").read_bytes() == (HF_FIXTURE / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("named", [None, "TokenizersBackend", "Qwen2TokenizerFast"])
+@pytest.mark.parametrize("complete", [True, False], ids=["tokenizer.json", "vocab.json and merges.txt"])
+def test_the_tokenizers_class_is_one_that_nemo_knows(tmp_path: Path, named: str | None, complete: bool) -> None:
+    """NeMo's transformers 4 has no config.json there to tell it from, and does not know transformers 5's own class."""
+    source = copy_of(HF_FIXTURE, tmp_path / "source")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    del settings["tokenizer_class"]
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | ({"tokenizer_class": named} if named else {})))
+    if not complete:
+        (source / "tokenizer.json").unlink()
+    write_nemo(open_checkpoint(source), tmp_path / "written")
+    directory = open_checkpoint(tmp_path / "written").tokenizer_directory
+    written = json.loads((directory / "tokenizer_config.json").read_text())
+    own = "PreTrainedTokenizerFast" if complete else "Qwen2Tokenizer"
+    assert written.pop("tokenizer_class") == (named if named == "Qwen2TokenizerFast" else own)
+    assert written == settings
+    text = "Was ist das?<|im_end|>"
+    assert AutoTokenizer.from_pretrained(directory)(text) == AutoTokenizer.from_pretrained(HF_FIXTURE)(text)
+
+
+def test_a_tokenizer_without_settings_gets_those_that_nemo_needs(tmp_path: Path) -> None:
+    source = copy_of(HF_FIXTURE, tmp_path / "source")
+    (source / "tokenizer_config.json").unlink()
+    write_nemo(open_checkpoint(source), tmp_path / "written")
+    directory = open_checkpoint(tmp_path / "written").tokenizer_directory
+    written = json.loads((directory / "tokenizer_config.json").read_text())
+    assert written == {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def test_a_tied_model_has_no_output_layer(tmp_path: Path) -> None:

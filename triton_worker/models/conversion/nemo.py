@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 
-from triton_worker.checkpoint.checkpoint import Checkpoint
+from triton_worker.checkpoint.checkpoint import Checkpoint, read_json_object
 from triton_worker.checkpoint.distributed_writer import Chunk, DistributedWriter
 from triton_worker.checkpoint.fiddle_graph import Config, fiddle_document, plain_document
 from triton_worker.checkpoint.tokenizer_files import copy_tokenizer_files
@@ -117,6 +117,23 @@ def _block_extra_state(tower: str, layers: int) -> Iterator[str]:
 
 def _write_context(directory: Path, source: Checkpoint, context: Config, yaml_defaults: YamlDefaults) -> None:
     copy_tokenizer_files(source, directory / TOKENIZER_DIRECTORY)
+    _name_tokenizer_class(directory / TOKENIZER_DIRECTORY)
     (directory / "io.json").write_text(json.dumps(fiddle_document(context)), encoding="utf-8")
     model = with_defaults(plain_document(context.arguments["model"]), yaml_defaults)
     (directory / "model.yaml").write_text(yaml.safe_dump(model), encoding="utf-8")
+
+
+def _name_tokenizer_class(directory: Path) -> None:
+    """Say which class the tokenizer has, where its files do not.
+
+    Beside a config.json transformers can tell from the model. Here there is none, and NeMo's transformers 4 also does
+    not know the class that transformers 5 writes.
+    """
+    path = directory / "tokenizer_config.json"
+    settings = read_json_object(path) if path.exists() else {}
+    if settings.get("tokenizer_class") not in (None, "TokenizersBackend"):
+        return
+    # Vocabulary and merges alone are enough for Qwen only.
+    complete = (directory / "tokenizer.json").exists()
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast" if complete else "Qwen2Tokenizer"
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
