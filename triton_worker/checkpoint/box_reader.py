@@ -15,7 +15,7 @@ from triton_worker.checkpoint.boxes import Box, extent
 # To read on costs less than to skip fewer bytes. With the columns of a matrix one by one, a cold disk gave a sixth.
 _WORTH_SKIPPING = 2**20
 # Whole rows, of which a part is kept, pass through a buffer of this size.
-_BLOCK = 8 * 2**20
+_BLOCK = 2 * 2**20
 
 
 def read_box(file: FileIO, start: int, shape: Sequence[int], dtype: torch.dtype, box: Box) -> Tensor:

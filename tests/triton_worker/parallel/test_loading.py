@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.triton_worker.checkpoint.test_slices import bytes_read
 from tests.triton_worker.models.reference import HF_FIXTURE, NEMO_FIXTURE
 from tests.triton_worker.models.test_qwen2_5_vl_parity import random_checkpoint
 from tests.triton_worker.models.test_qwen2_5_vl_weights import Tensors, in_memory, number_layers
 from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from triton_worker.convert import main
 from triton_worker.models.registry import load_model
 from triton_worker.parallel import Ranks
 
@@ -117,26 +119,52 @@ def watch():
         peak = max(peak, own_memory())
 
 checkpoint = open_checkpoint(sys.argv[1], sys.argv[2])
+ranks = Ranks(*map(int, sys.argv[3:]))
 before = own_memory()
 threading.Thread(target=watch).start()
-model = load_model(checkpoint, torch.bfloat16, torch.device("cpu"), None, Ranks(1, 2, 1, 2))
+model = load_model(checkpoint, torch.float32, torch.device("cpu"), None, ranks)
 ended.set()
-print((peak - before) / sum(parameter.numel() * 2 for parameter in model.parameters()))
+print((peak - before) / sum(parameter.numel() * 4 for parameter in model.parameters()))
 """
 
 
-def test_loading_takes_little_more_than_the_ranks_own_weights(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def stored_whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints of 420 MB in each layout that know nothing of ranks: no chunk is less than a layer's matrix."""
+    place = tmp_path_factory.mktemp("stored_whole")
     text = {
-        "vocab_size": 8000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 8,
-        "num_attention_heads": 6, "num_key_value_heads": 2,
+        "vocab_size": 2000, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 4,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [16, 24, 24]},
     }  # fmt: skip
     vision = {
         "depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 40,
-        "out_hidden_size": 768, "fullatt_block_indexes": [0], "window_size": 112,
+        "out_hidden_size": 1024, "fullatt_block_indexes": [0], "window_size": 112,
     }  # fmt: skip
-    random_checkpoint(tmp_path, text, vision, tied=False)
-    measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path, HF_FIXTURE], capture_output=True, text=True, check=True
-    )
+    random_checkpoint(place / "huggingface", text, vision, tied=False)
+    main(["hf-to-nemo", str(place / "huggingface"), str(place / "nemo"), "--tokenizer", str(HF_FIXTURE)])
+    return {layout: place / layout for layout in ("huggingface", "nemo")}
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "nemo"])
+@pytest.mark.parametrize("ranks", [(1, 2, 1, 2), (3, 4, 0, 1)], ids=["TP 2, PP 2", "TP 4"])
+def test_loading_takes_little_more_than_the_ranks_own_weights(
+    stored_whole: dict[str, Path], layout: str, ranks: tuple[int, ...]
+) -> None:
+    command = [sys.executable, "-c", MEASURE, stored_whole[layout], HF_FIXTURE, *map(str, ranks)]
+    measured = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 0.9 < float(measured.stdout) < 1.3
+
+
+@pytest.mark.parametrize("tensor_size", [1, 2, 4])
+def test_a_rank_reads_little_more_than_its_own_weights(stored_whole: dict[str, Path], tensor_size: int) -> None:
+    checkpoint = open_checkpoint(stored_whole["nemo"], HF_FIXTURE)
+    before = bytes_read()
+    ranks = Ranks(tensor_size - 1, tensor_size, 0, 1)
+    model = load_model(checkpoint, torch.float32, CPU, ranks=ranks)
+    read = bytes_read() - before
+    assert isinstance(model, torch.nn.Module)
+    own = {name: parameter.numel() * 4 for name, parameter in model.named_parameters()}
+    # What is divided by columns is cut out of whole rows.
+    columns = sum(size for name, size in own.items() if name.endswith(("output_proj.weight", "down_proj.weight")))
+    assert read <= 1.02 * (sum(own.values()) + (tensor_size - 1) * columns)
