@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from io import FileIO
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from triton_worker.checkpoint.archive import DamagedArchive, NotATensor, find_tensor
+from triton_worker.checkpoint.archive import ArchivedTensor, DamagedArchive, NotATensor, find_tensor
 from triton_worker.checkpoint.box_reader import read_box
 from triton_worker.checkpoint.boxes import Box, box_of, cover, extent, moved, overlap, slices_of
 from triton_worker.checkpoint.errors import CheckpointError
@@ -79,20 +80,25 @@ class DistributedCheckpoint:
         try:
             with path.open("rb", buffering=0) as file:
                 stored = find_tensor(file, chunk.start, chunk.length)
-                layout = stored.layout
+                found = stored.layout
                 # megatron-core may store a chunk without the dimensions of size 1 that stacking puts in front.
-                if layout.dtype != dtype or layout.numel() != math.prod(chunk.shape):
+                if found.dtype != dtype or found.numel() != math.prod(chunk.shape):
                     raise CheckpointError(
-                        f"{path} holds {layout.dtype} {list(layout.shape)} where {name!r} is stored; "
+                        f"{path} holds {found.dtype} {list(found.shape)} where {name!r} is stored; "
                         f"its .metadata says {dtype} {list(chunk.shape)}."
                     )
-                own = moved(part, chunk.offsets)
-                if layout.is_contiguous():
-                    return read_box(file, stored.start, chunk.shape, dtype, own)
-                count = layout.untyped_storage().nbytes() // dtype.itemsize
-                storage = read_box(file, stored.start, [count], dtype, [(0, count)])
-                return storage.as_strided(layout.shape, layout.stride()).reshape(chunk.shape)[slices_of(own)]
+                return _read_box_of(file, stored, chunk.shape, moved(part, chunk.offsets))
         except NotATensor:
             raise CheckpointError(f"{path} holds no plain tensor where {name!r} is stored.") from None
         except (DamagedArchive, OSError):
             raise CheckpointError(f"{path} is damaged or cannot be read where {name!r} is stored.") from None
+
+
+def _read_box_of(file: FileIO, stored: ArchivedTensor, shape: tuple[int, ...], box: Box) -> Tensor:
+    """The box of a tensor, taken as one of `shape`. One that does not lie row by row is read whole."""
+    layout = stored.layout
+    if layout.is_contiguous():
+        return read_box(file, stored.start, shape, layout.dtype, box)
+    count = layout.untyped_storage().nbytes() // layout.dtype.itemsize
+    values = read_box(file, stored.start, [count], layout.dtype, [(0, count)])
+    return values.as_strided(layout.shape, layout.stride()).reshape(shape)[slices_of(box)]
