@@ -37,9 +37,11 @@ class Adjustments:
         if sampling.repetition_penalty != 1:
             prompt = torch.tensor(sequence.request.prompt_token_ids)
             counts[0] = torch.bincount(prompt, minlength=vocabulary)[:vocabulary]
+        # A token that is only read, such as one that stands for a picture, may have no logit.
+        biased = {token_id: bias for token_id, bias in sampling.logit_bias.items() if token_id < vocabulary}
         return cls(
-            bias_token_ids=send(list(sampling.logit_bias), device, torch.int64),
-            bias=send(list(sampling.logit_bias.values()), device, torch.float32),
+            bias_token_ids=send(list(biased), device, torch.int64),
+            bias=send(list(biased.values()), device, torch.float32),
             counts=send(counts, device),
         )
 

@@ -17,10 +17,10 @@ from triton_worker.models.decoder.rope import Rotary, apply_rotary
 
 
 class PlainAttention:
-    """Attends each chunk of one step causally to its own sequence.
+    """Attends each chunk of one step causally to its own sequence, and to the pictures beside it.
 
     The tokens of all chunks are concatenated without padding. Decode chunks (one token) are computed as one padded
-    batch, longer ones one by one.
+    batch, longer ones one by one, and so are the runs of tokens that see the same pictures.
     """
 
     def __init__(self, chunks: SequenceOf[Chunk], cache: KVCache) -> None:
@@ -37,6 +37,13 @@ class PlainAttention:
             for c, at in spans
             if c.stop - c.start > 1
         ]
+        self._pictures = [
+            (slice(at + run.start - c.start, at + run.stop - c.start), cache.picture_rows(run.blocks, run.length))
+            for c, at in spans
+            for run in c.sequence.picture_runs(c.start, c.stop)
+            if run.length
+        ]
+        self.sees_pictures = self._seeing(offsets[-1])
 
     def __call__(self, layer: int, heads: Tensor, rotary: Rotary) -> Tensor:
         """See :class:`triton_worker.models.interface.Attention`."""
@@ -53,6 +60,23 @@ class PlainAttention:
         for span, start, rows in self._prefills:
             output[span] = self._prefill(layer, query[span], start, rows)
         return output
+
+    def to_pictures(self, layer: int, query: Tensor) -> Tensor:
+        """See :class:`triton_worker.models.interface.Attention`."""
+        keys, values = self._cache.of_pictures(layer)
+        output = torch.zeros_like(query)
+        for span, rows in self._pictures:
+            q, k, v = (x.transpose(0, 1)[None] for x in (query[span], keys[rows], values[rows]))
+            output[span] = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)[0].transpose(0, 1)
+        return output
+
+    def _seeing(self, tokens: int) -> Tensor | None:
+        if not self._pictures:
+            return None
+        sees = torch.zeros(tokens, 1, dtype=torch.bool, device=self._device)
+        for span, _ in self._pictures:
+            sees[span] = True
+        return sees
 
     def _decode_batch(self, spans: list[tuple[Chunk, int]]) -> tuple[Tensor, Tensor, Tensor] | None:
         """Token indices ``[batch]``, padded cache rows ``[batch, longest]``, and which rows count (bool)."""

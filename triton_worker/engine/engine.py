@@ -56,7 +56,7 @@ class Engine:
         """
         self.context_length = limits.context_length or trained_length
         height, width = self._warm_up_size = model.picture_size or (2 * model.picture_unit, 2 * model.picture_unit)
-        self._warm_up_tokens = height * width // model.picture_unit**2
+        self._warm_up_tokens = 1 if model.cross_span else model.picture_tokens(height, width)
         if self._warm_up_tokens + 2 > self.context_length:
             raise EngineError(
                 f"A context of {self.context_length} tokens has no room for a picture, which takes "
@@ -64,6 +64,9 @@ class Engine:
             )
         total_blocks = _count_blocks(model, image_token_id, self.context_length, limits)
         self._pool = BlockPool(total_blocks)
+        spare_blocks = total_blocks - blocks_for(self.context_length)
+        self.picture_room = spare_blocks * model.cross_span * BLOCK_TOKENS if model.cross_span else None
+        """Embeddings that pictures beside a prompt may have together; ``None``: theirs are tokens of the prompt."""
         self._scheduler = Scheduler(self._pool, limits.max_sequences, limits.max_prefill_tokens, limits.prefix_cache)
         cache_bytes = picture_cache_bytes(model.device, limits)
         self._pictures = PictureEncoder(model, cache_bytes, limits.max_prefill_tokens)
@@ -108,8 +111,8 @@ class Engine:
                 decode_tokens=self._scheduler.decode_tokens,
                 prefix_queries=self._scheduler.prefix_queries,
                 prefix_hits=self._scheduler.prefix_hits,
-                picture_queries=self._pictures.queries,
-                picture_hits=self._pictures.hits,
+                picture_queries=self._pictures.queries + self._scheduler.picture_queries,
+                picture_hits=self._pictures.hits + self._scheduler.picture_hits,
             ),
         )
 
@@ -118,8 +121,11 @@ class Engine:
 
         Raises:
             GrammarError: its grammar does not compile.
+            EngineError: the KV cache has no room for its pictures.
         """
         sequence = self._runner.new_sequence(request)
+        if sum(c.block_count for c in sequence.contexts) > self._pool.total - blocks_for(self.context_length):
+            raise EngineError(f"The KV cache has no room for the {len(request.pictures)} pictures of one request.")
         if request.sampling.grammar is not None:
             if self._grammars is None:
                 raise EngineError("This engine was built without a tokenizer, and so without grammars.")
@@ -232,10 +238,21 @@ def _count_blocks(model: MultimodalModel, image_token_id: int, context_length: i
     block_bytes = KVCache.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
     # Each rank may have other room; all must schedule alike.
     room = model.ranks.smallest(kv_cache_bytes(model, image_token_id, context_length, limits) // block_bytes)
-    total = min(max(0, room), limits.max_sequences * blocks_for(context_length))
-    if total < blocks_for(context_length):
+    beside = _blocks_beside(model)
+    total = min(max(0, room), limits.max_sequences * (blocks_for(context_length) + beside))
+    if total < blocks_for(context_length) + beside:
+        left = max(0, total - beside) * BLOCK_TOKENS
+        pictures = " beside a picture" if beside else ""
         raise EngineError(
-            f"The KV cache has room for {total * BLOCK_TOKENS} tokens, but one request may have {context_length}: "
-            f"give --max_model_len {total * BLOCK_TOKENS} or less, or more memory."
+            f"The KV cache has room for {left} tokens{pictures}, but one request may have {context_length}: "
+            f"give --max_model_len {left} or less, or more memory."
         )
     return total
+
+
+def _blocks_beside(model: MultimodalModel) -> int:
+    """Blocks that the largest picture takes where its embeddings stand beside the prompt."""
+    if not model.cross_span:
+        return 0
+    assert model.picture_size is not None, "a model with cross-attention bounds its pictures"
+    return -(-model.picture_tokens(*model.picture_size) // (model.cross_span * BLOCK_TOKENS))

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from protocol.messages import SamplingParameters
-from triton_worker.engine.kv_cache import KVCache, blocks_for
+from triton_worker.engine.kv_cache import BLOCK_TOKENS, KVCache, blocks_for
 from triton_worker.engine.limits import EngineLimits
 from triton_worker.engine.messages import Generate, Picture
+from triton_worker.engine.picture_context import PictureContext
 from triton_worker.engine.picture_encoder import PictureEncoder
 from triton_worker.engine.runner import ModelRunner
 from triton_worker.engine.scheduler import Chunk
@@ -35,9 +36,9 @@ def kv_cache_bytes(model: MultimodalModel, image_token_id: int, context_length: 
         return 2**30
     step_bytes = _measure_largest_step(model, image_token_id, context_length, limits)
     free_bytes, _ = torch.cuda.mem_get_info(model.device)
-    return left_for_kv_cache(
-        free_bytes, limits.gpu_memory_fraction, step_bytes, picture_cache_bytes(model.device, limits)
-    )
+    # Pictures beside a prompt are kept in the KV cache itself.
+    embeddings_bytes = 0 if model.cross_span else picture_cache_bytes(model.device, limits)
+    return left_for_kv_cache(free_bytes, limits.gpu_memory_fraction, step_bytes, embeddings_bytes)
 
 
 def left_for_kv_cache(free_bytes: int, fraction: float, step_bytes: int, picture_cache_bytes: int) -> int:
@@ -78,7 +79,9 @@ def _record_largest_graphs(model: MultimodalModel, context_length: int, limits: 
     from triton_worker.engine.prefill_graphs import PrefillGraphs, token_ladder
 
     most = limits.max_sequences
-    cache = KVCache(1, model.num_layers, model.num_kv_heads, model.head_dim, model.dtype, model.device)
+    cache = KVCache(
+        1, model.num_layers, model.num_kv_heads, model.head_dim, model.dtype, model.device, model.cross_span
+    )
     drawn = torch.zeros(most, dtype=torch.int64, device=model.device)
     sizes = token_ladder(limits.max_prefill_tokens, most)[-1:]
     prefill = PrefillGraphs(model, cache, most, sizes, context_length)
@@ -95,20 +98,34 @@ def run_largest_step(model: MultimodalModel, image_token_id: int, context_length
     runner = ModelRunner(model, image_token_id, 1, encoder, limits.max_sequences)
     prompt_tokens = min(limits.max_prefill_tokens, context_length)
     prefill = _sequence(context_length, _largest_pictures(model, limits)[:prompt_tokens])
+    if model.cross_span:
+        prefill.contexts = (_largest_context(model, prefill),)
     chunks = [Chunk(_sequence(1, []), 0, 1, reaches_end=True) for _ in range(limits.max_sequences - 1)]
     chunks.append(Chunk(prefill, context_length - prompt_tokens, context_length, reaches_end=True))
     runner.sample(chunks, runner.forward(chunks))
 
 
 def _largest_pictures(model: MultimodalModel, limits: EngineLimits) -> list[Picture]:
-    """As many of the largest pictures as have all the tokens that the tower may be given at once."""
+    """As many of the largest pictures as have all the tokens that the tower may be given at once.
+
+    Where they stand beside the prompt it is given one at a time.
+    """
     unit = model.picture_unit
     rows = max(1, math.isqrt(limits.max_picture_tokens))
     columns = max(1, limits.max_picture_tokens // rows)
     height, width = model.picture_size or (rows * unit, columns * unit)
-    count = -(-limits.max_prefill_tokens * unit**2 // (height * width))
+    count = 1 if model.cross_span else -(-limits.max_prefill_tokens // model.picture_tokens(height, width))
     pixels = np.zeros((height, width, 3), np.uint8)
     return [Picture(pixels, digest=place.to_bytes(8, "big")) for place in range(count)]
+
+
+def _largest_context(model: MultimodalModel, sequence: Sequence) -> PictureContext:
+    """The sequence's picture, to be stored in the first block over and over, and seen by the last token."""
+    [span] = sequence.pictures
+    length = model.picture_tokens(*span.picture.pixels.shape[:2])
+    context = PictureContext(span.start, (span.picture,), (length,), model.cross_span * BLOCK_TOKENS)
+    context.blocks = array("i", [0]) * context.block_count
+    return context
 
 
 def _sequence(tokens: int, pictures: list[Picture]) -> Sequence:

@@ -114,6 +114,8 @@ class EngineReady:
 
     context_length: int
     """Prompt and generated tokens together, at most."""
+    picture_room: int | None = None
+    """Embeddings of a request's pictures together, at most, where they stand beside the prompt."""
 
 
 @dataclass(frozen=True)

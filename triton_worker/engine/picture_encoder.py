@@ -101,8 +101,7 @@ class PictureEncoder:
         batch: list[PictureKey] = []
         tokens = 0
         for key, picture in pictures.items():
-            height, width = picture.pixels.shape[:2]
-            count = height * width // self._model.picture_unit**2
+            count = self._model.picture_tokens(*picture.pixels.shape[:2])
             if batch and tokens + count > self._batch_tokens:
                 yield batch
                 batch, tokens = [], 0

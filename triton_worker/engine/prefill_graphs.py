@@ -41,10 +41,13 @@ class PrefillGraphs:
         self._output = torch.empty_like(self._embeddings)
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: PagedAttention) -> Tensor:
-        """What :meth:`MultimodalModel.forward` returns, valid until the next run; large steps run without a graph."""
+        """What :meth:`MultimodalModel.forward` returns, valid until the next run.
+
+        Large steps run without a graph, and so do those with pictures beside their sequences.
+        """
         tokens, decodes, prefills = len(embeddings), attention.decodes, attention.prefills
         prompts = 0 if prefills is None else len(prefills.contexts.lengths)
-        if tokens > self.ladder.sizes[-1] or prompts > _MOST_PROMPTS:
+        if tokens > self.ladder.sizes[-1] or prompts > _MOST_PROMPTS or attention.pictures is not None:
             return self._model.forward(embeddings, positions, attention)
         size = self.ladder.size_for(tokens)
         self._embeddings[:tokens] = embeddings

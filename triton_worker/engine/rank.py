@@ -94,7 +94,7 @@ def run_rank(settings: EngineSettings, place: RankPlace, say: Say, inbox: Connec
         try:
             engine, ranks = _build(settings, place, say)
             if inbox is not None:
-                say(EngineReady(engine.context_length))
+                say(EngineReady(engine.context_length, engine.picture_room))
             _serve(engine, ranks, inbox, say)
             ranks.leave_together()
             return True

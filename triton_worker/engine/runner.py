@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,12 +11,16 @@ from torch import Tensor
 from triton_worker.engine.attention import PlainAttention
 from triton_worker.engine.kv_cache import KVCache
 from triton_worker.engine.messages import Generate
+from triton_worker.engine.picture_context import picture_contexts
 from triton_worker.engine.picture_encoder import PictureEncoder, key_of
 from triton_worker.engine.sampler import SampledFetch, SamplingBatch, sample
 from triton_worker.engine.scheduler import Chunk
 from triton_worker.engine.sequence import PictureSpan, Sequence
 from triton_worker.models.interface import Attention, MultimodalModel
 from triton_worker.transfer import send
+
+if TYPE_CHECKING:
+    from triton_worker.engine.decode_graphs import DecodeGraphs
 
 
 class ModelRunner:
@@ -40,10 +44,16 @@ class ModelRunner:
         self._pictures = pictures
         self._vocabulary_size = min(model.vocab_size, vocabulary_size or model.vocab_size)
         self._cache = KVCache(
-            total_blocks, model.num_layers, model.num_kv_heads, model.head_dim, model.dtype, model.device
+            total_blocks,
+            model.num_layers,
+            model.num_kv_heads,
+            model.head_dim,
+            model.dtype,
+            model.device,
+            model.cross_span,
         )
         self._drawn = torch.zeros(max_sequences, dtype=torch.int64, device=model.device)
-        self._decode: Callable[[list[Chunk]], Tensor] | None = None
+        self._graphs: DecodeGraphs | None = None
         self._model_forward: Callable[[Tensor, Tensor, Any], Tensor] = model.forward
 
     def capture_graphs(
@@ -59,7 +69,7 @@ class ModelRunner:
         sizes = token_ladder(max_prefill_tokens, most)
         prefill = PrefillGraphs(self._model, self._cache, most, sizes, context_length)
         capture([prefill.ladder, decode.ladder], progress)
-        self._decode, self._model_forward = decode.run, prefill.forward
+        self._graphs, self._model_forward = decode, prefill.forward
 
     def new_sequence(self, request: Generate) -> Sequence:
         """The request with the positions of its prompt and the places of its pictures.
@@ -70,19 +80,22 @@ class ModelRunner:
         unit = self._model.picture_unit
         grids = [(p.pixels.shape[0] // unit, p.pixels.shape[1] // unit) for p in request.pictures]
         positions, next_position = self._model.prompt_positions(request.prompt_token_ids, grids, self._image_token_id)
+        lengths = [self._model.picture_tokens(*picture.pixels.shape[:2]) for picture in request.pictures]
+        cross_span = self._model.cross_span
         spans = []
         stop = 0
-        for picture, (rows, columns) in zip(request.pictures, grids, strict=True):
+        for picture, length in zip(request.pictures, lengths, strict=True):
             start = request.prompt_token_ids.index(self._image_token_id, stop)
-            stop = start + rows * columns
+            stop = start + (1 if cross_span else length)
             spans.append(PictureSpan(start, stop, picture))
-        return Sequence(request, positions, next_position, tuple(spans))
+        contexts = picture_contexts([(s.start, s.picture) for s in spans], lengths, cross_span) if cross_span else ()
+        return Sequence(request, positions, next_position, tuple(spans), contexts)
 
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk]) -> Tensor:
         """Logits ``[chunks that reach their end, vocabulary]`` to be sampled from, on the last stage; else empty."""
-        if self._decode is not None and all(c.stop - c.start == 1 and c.reaches_end and not c.pictures for c in chunks):
-            return self._decode(chunks)[:, : self._vocabulary_size]
+        if self._graphs is not None and self._graphs.take(chunks):
+            return self._graphs.run(chunks)[:, : self._vocabulary_size]
         device = self._model.device
         positions = send(torch.cat([c.sequence.positions(c.start, c.stop) for c in chunks], dim=1), device)
         embeddings = self._embed(chunks, self._token_ids(chunks))
@@ -140,6 +153,9 @@ class ModelRunner:
     def _embed(self, chunks: list[Chunk], token_ids: Tensor) -> Tensor:
         """Token embeddings ``[tokens, hidden_size]`` with picture embeddings in the places of the image tokens."""
         embeddings = self._model.embed_tokens(token_ids)
+        if self._model.cross_span:
+            self._store_pictures(chunks)
+            return embeddings
         if not self._model.ranks.is_first_stage:
             return embeddings
         encoded = self._pictures.encode(chunks)
@@ -152,3 +168,15 @@ class ModelRunner:
                 embeddings[place : place + stop - start] = of_picture.to(embeddings.dtype)
             first += chunk.stop - chunk.start
         return embeddings
+
+    def _store_pictures(self, chunks: list[Chunk]) -> None:
+        """Compute the keys and values of pictures that cross-attention layers read for the first time.
+
+        One by one: a picture may have more embeddings than the step has tokens.
+        """
+        for context in (context for chunk in chunks for context in chunk.new_contexts):
+            rows = self._cache.picture_rows(context.blocks, sum(context.lengths))
+            for picture, own in zip(context.pictures, torch.split(rows, list(context.lengths)), strict=True):
+                [embeddings] = self._model.encode_pictures([send(picture.pixels, self._model.device)])
+                for layer, (key, value) in enumerate(self._model.picture_keys_values(embeddings)):
+                    self._cache.write_pictures(layer, own, key, value)

@@ -13,7 +13,25 @@ from protocol.messages import FinishReason
 from triton_worker.engine.block_pool import BlockPool
 from triton_worker.engine.kv_cache import BLOCK_TOKENS, blocks_for
 from triton_worker.engine.messages import FirstToken, NewToken
+from triton_worker.engine.picture_context import PictureContext
 from triton_worker.engine.sequence import PictureSpan, Sequence
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is known of a waiting sequence before it is started."""
+
+    blocks: list[int]
+    """Those of its beginning."""
+    contexts: list[tuple[PictureContext, list[int]]]
+    """The pictures that the rest of it sees, with their blocks; without any where one is not known."""
+    new: int
+    """Blocks that it needs beside."""
+
+    @property
+    def shared(self) -> list[int]:
+        """All known blocks."""
+        return [*self.blocks, *(block for _, blocks in self.contexts for block in blocks)]
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,12 @@ class Chunk:
     def pictures(self) -> list[PictureSpan]:
         """The pictures that tokens of this chunk stand for."""
         return [span for span in self.sequence.pictures if span.overlaps(self.start, self.stop)]
+
+    @property
+    def new_contexts(self) -> list[PictureContext]:
+        """Pictures beside the sequence whose keys and values this chunk is the first to need."""
+        held = (context for context in self.sequence.contexts if context.blocks and not context.is_computed)
+        return [context for context in held if context.start < self.stop]
 
 
 class Scheduler:
@@ -68,6 +92,8 @@ class Scheduler:
         self.decode_tokens = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self.picture_queries = 0
+        self.picture_hits = 0
 
     @property
     def waiting_count(self) -> int:
@@ -156,12 +182,11 @@ class Scheduler:
         for sequence in waiting:
             if budget == 0 or len(self._running) == self._max_sequences or sequence.pending_row is not None:
                 break
-            # The last token is always computed: its logits are needed.
-            keys = self._keys(sequence, 0, sequence.token_count - 1)
-            found = self._pool.find(keys)
-            if len(found) < len(keys) and keys[len(found)] in coming:
+            found, missing = self._find(sequence)
+            if not coming.isdisjoint(missing):
                 continue
-            if not self._has_room(sequence, found):
+            # One more block for each running one: else it would not stay long.
+            if not self._pool.has_room(found.new + len(self._running), found.shared):
                 break
             self._waiting.remove(sequence)
             self._start(sequence, found)
@@ -170,21 +195,42 @@ class Scheduler:
             budget -= chunks[-1].stop - chunks[-1].start
         return chunks
 
-    def _has_room(self, sequence: Sequence, found: list[int]) -> bool:
-        """Whether there are blocks for a sequence, and one more for each running one: else it would not stay long."""
-        new = blocks_for(sequence.token_count) - len(found)
-        return self._pool.has_room(new + len(self._running), found)
+    def _find(self, sequence: Sequence) -> tuple[_Found, list[bytes]]:
+        """What is known, and the keys of the blocks that would help next if they were."""
+        # The last token is always computed: its logits are needed.
+        keys = self._keys(sequence, 0, sequence.token_count - 1)
+        blocks = self._pool.find(keys)
+        missing = keys[len(blocks) : len(blocks) + 1]
+        new = blocks_for(sequence.token_count) - len(blocks)
+        contexts: list[tuple[PictureContext, list[int]]] = []
+        for context in sequence.contexts:
+            if context.stop <= len(blocks) * BLOCK_TOKENS:
+                continue
+            wanted = self._context_keys(sequence, context)
+            known = self._pool.find(wanted)
+            if len(known) < context.block_count:
+                missing += wanted[:1]
+                new += context.block_count
+                known = []
+            contexts.append((context, known))
+        return _Found(blocks, contexts, new), missing
 
-    def _start(self, sequence: Sequence, found: list[int]) -> None:
-        self._pool.share(found)
-        sequence.blocks = array("i", found + self._pool.take(blocks_for(sequence.token_count) - len(found)))
-        sequence.computed_tokens = sequence.reused_tokens = len(found) * BLOCK_TOKENS
+    def _start(self, sequence: Sequence, found: _Found) -> None:
+        self._pool.share(found.shared)
+        new = self._pool.take(found.new)
+        for context, known in found.contexts:
+            context.is_computed = bool(known)
+            context.blocks = array("i", known or [new.pop() for _ in range(context.block_count)])
+        sequence.blocks = array("i", found.blocks + new)
+        sequence.computed_tokens = sequence.reused_tokens = len(found.blocks) * BLOCK_TOKENS
         if sequence.started_at is None:
             sequence.started_at = self._clock()
             sequence.cached_tokens = sequence.reused_tokens
             if self._prefix_cache:
                 self.prefix_queries += sequence.token_count
                 self.prefix_hits += sequence.reused_tokens
+            self.picture_queries += sum(len(context.pictures) for context, _ in found.contexts)
+            self.picture_hits += sum(len(context.pictures) for context, known in found.contexts if known)
         self._running.append(sequence)
 
     def _advance(self, chunk: Chunk) -> None:
@@ -195,6 +241,10 @@ class Scheduler:
         filled = self._keys(sequence, chunk.start, chunk.stop)
         for place, key in enumerate(filled, start=chunk.start // BLOCK_TOKENS):
             self._pool.remember(sequence.blocks[place], key)
+        for context in chunk.new_contexts:
+            for block, key in zip(context.blocks, self._context_keys(sequence, context), strict=False):
+                self._pool.remember(block, key)
+            context.is_computed = True
         sequence.computed_tokens = chunk.stop
 
     def _append(self, sequence: Sequence, token_id: int, now: float) -> NewToken:
@@ -219,15 +269,24 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         self._pool.give_back(sequence.blocks)
         sequence.blocks = array("i")
+        for context in sequence.contexts:
+            self._pool.give_back(context.blocks)
+            context.blocks, context.is_computed = array("i"), False
         sequence.computed_tokens = 0
 
     def _keys(self, sequence: Sequence, start: int, stop: int) -> list[bytes]:
         """Keys of the blocks that tokens ``start`` to ``stop`` fill; none when nothing is to be shared."""
         return sequence.block_keys(start, stop) if self._prefix_cache else []
 
+    def _context_keys(self, sequence: Sequence, context: PictureContext) -> list[bytes]:
+        """The same of pictures beside the sequence."""
+        return context.keys(sequence.request.cache_salt) if self._prefix_cache else []
+
     def _keys_to_come(self, sequence: Sequence) -> list[bytes]:
-        """Keys of the blocks that a running sequence is about to fill."""
-        return self._keys(sequence, sequence.computed_tokens, sequence.token_count)
+        """Keys of the blocks that a running sequence is about to fill; of pictures, the first one."""
+        keys = self._keys(sequence, sequence.computed_tokens, sequence.token_count)
+        waited = (context for context in sequence.contexts if context.blocks and not context.is_computed)
+        return keys + [key for context in waited for key in self._context_keys(sequence, context)[:1]]
 
     @staticmethod
     def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:

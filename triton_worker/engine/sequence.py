@@ -14,6 +14,7 @@ from triton_worker.engine.block_keys import block_key, root_key
 from triton_worker.engine.grammar import GrammarMatcher
 from triton_worker.engine.kv_cache import BLOCK_TOKENS
 from triton_worker.engine.messages import Generate, Picture
+from triton_worker.engine.picture_context import PictureContext, PictureRun, runs_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Sequence:
     """Position, in all three rows, of the first generated token."""
     pictures: tuple[PictureSpan, ...] = ()
     """In the order of the prompt."""
+    contexts: tuple[PictureContext, ...] = ()
+    """The same pictures where cross-attention layers read them: their embeddings then stand in no token's place."""
     grammar: GrammarMatcher | None = None
     """Follows the output; only of requests that ask for one."""
     output_token_ids: list[int] = field(default_factory=list)
@@ -109,6 +112,10 @@ class Sequence:
         prompt_count = len(self.request.prompt_token_ids)
         generated = torch.arange(max(start, prompt_count), max(stop, prompt_count)) - prompt_count + self.next_position
         return torch.cat([self.prompt_positions[:, start:stop], generated.expand(3, -1)], dim=1)
+
+    def picture_runs(self, start: int, stop: int) -> list[PictureRun]:
+        """Tokens ``start`` to ``stop``, cut into runs that see the same pictures."""
+        return runs_of(self.contexts, start, stop)
 
     def cache_rows(self, start: int, stop: int) -> Tensor:
         """Rows of the KV cache that hold tokens ``start`` to ``stop``: int64 ``[stop - start]``."""

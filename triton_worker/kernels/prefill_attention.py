@@ -36,13 +36,17 @@ def paged_prefill_attention(
     longest_query: int,
     tiles: Tiles = TILES,
     output: Tensor | None = None,
+    *,
+    causal: bool = True,
 ) -> Tensor:
     """Attend causally: the last query token of a sequence to all its context, the one before to all but one, ...
+
+    Or, where not `causal`, all of them to all of a context that they are no part of; of an empty one the result is 0.
 
     query: [tokens, query_heads, head_dim], among them the last tokens of each sequence, one sequence after another.
     keys, values: [cache rows, kv_heads, head_dim], one layer. block_tables: int32 [sequences, most blocks].
     query_starts: int32 [sequences + 1], where each begins, and after the last where it ends.
-    context_lengths: int32 [sequences], the query's own tokens included.
+    context_lengths: int32 [sequences], the query's own tokens included where causal.
     output: made unless given. Returns [tokens, query_heads, head_dim]; tokens of no sequence are left as they were.
     """
     _, query_heads, head_dim = query.shape
@@ -68,6 +72,7 @@ def paged_prefill_attention(
         BLOCK_TOKENS=BLOCK_TOKENS,
         QUERY_TILE=tiles.rows,
         KEY_TILE=tiles.keys,
+        CAUSAL=causal,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
@@ -96,6 +101,7 @@ def _prefill(
     BLOCK_TOKENS: tl.constexpr,
     QUERY_TILE: tl.constexpr,
     KEY_TILE: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):
     """One program a sequence, KV head and tile of queries, whose rows are token 0's heads, token 1's heads, ...
 
@@ -118,11 +124,16 @@ def _prefill(
     at_query = head[:, None] * HEAD_DIM + lane[None, :]
     q = tl.load(query + at_query, inside_query, other=0.0)
 
-    # Token t sees the keys up to `before` + t.
-    before = context - query_tokens
-    visible = before + token
-    first_sees = before + first_row // GROUP + 1
-    last_sees = tl.minimum(before + (first_row + QUERY_TILE - 1) // GROUP + 1, context)
+    if CAUSAL:
+        # Token t sees the keys up to `before` + t.
+        before = context - query_tokens
+        visible = before + token
+        first_sees = before + first_row // GROUP + 1
+        last_sees = tl.minimum(before + (first_row + QUERY_TILE - 1) // GROUP + 1, context)
+    else:
+        visible = context - 1 + tl.zeros_like(token)
+        first_sees = context
+        last_sees = context
     unmasked = first_sees // KEY_TILE
 
     table = block_tables + sequence.to(tl.int64) * table_stride
@@ -139,7 +150,7 @@ def _prefill(
         q, keys, values, table, unmasked, tl.cdiv(last_sees, KEY_TILE), visible, context, scale, largest, total,
         weighted, True, KV_HEADS, HEAD_DIM, BLOCK_TOKENS, KEY_TILE,
     )  # fmt: skip
-    result = weighted / total[:, None]
+    result = weighted / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(output + at_query, result.to(output.dtype.element_ty), inside_query)
 
 

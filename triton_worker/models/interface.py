@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -16,13 +16,30 @@ Progress = Callable[[int, int], None]
 
 
 class Attention(Protocol):
-    """Causal self-attention over the KV cache, which the engine owns; the model only says which layer it is in."""
+    """Attention over the KV cache, which the engine owns; the model only says which layer it is in.
+
+    Tokens of several sequences are concatenated without padding.
+    """
 
     def __call__(self, layer: int, heads: Tensor, rotary: Rotary) -> Tensor:
         """Turn queries and keys, store keys and values in the cache, and attend causally within each sequence.
 
-        heads: [tokens, query heads + 2 * kv_heads, head_dim]: queries, keys, values. Tokens of several sequences are
-        concatenated without padding. Returns [tokens, query heads, head_dim].
+        heads: [tokens, query heads + 2 * kv_heads, head_dim]: queries, keys, values. Returns [tokens, query heads,
+        head_dim].
+        """
+        ...
+
+    @property
+    def sees_pictures(self) -> Tensor | None:
+        """Which tokens `to_pictures` has something for: bool [tokens, 1]; None where it has nothing for any."""
+        ...
+
+    def to_pictures(self, layer: int, query: Tensor) -> Tensor:
+        """Attend to the pictures before each token whose keys and values `picture_keys_values` made.
+
+        layer: counted among those of cross-attention. query: [tokens, query heads, head_dim]. Returns that shape, with
+        zeros for tokens that see no picture. Text after a picture sees it until the next one comes; pictures side by
+        side are seen together.
         """
         ...
 
@@ -41,7 +58,7 @@ class MultimodalModel(Protocol):
 
     @property
     def num_layers(self) -> int:
-        """Layers of this rank."""
+        """Layers of this rank with keys and values for each token: all but those of cross-attention."""
         ...
 
     @property
@@ -59,13 +76,26 @@ class MultimodalModel(Protocol):
         ...
 
     @property
+    def cross_span(self) -> int:
+        """How many layers' room in the KV cache each cross-attention layer has for pictures, the same on every rank.
+
+        0: the model has no such layers, and a picture's embeddings stand in the places of as many tokens of the prompt.
+        Otherwise they stand beside it, and one token says where.
+        """
+        ...
+
+    @property
     def picture_unit(self) -> int:
-        """Side, in pixels, of the square that one picture embedding stands for."""
+        """Side, in pixels, of the square that pictures are made of."""
         ...
 
     @property
     def picture_size(self) -> tuple[int, int] | None:
-        """Height and width of every picture, where the model takes only one size."""
+        """Height and width of the largest picture, where the model itself has a limit."""
+        ...
+
+    def picture_tokens(self, height: int, width: int) -> int:
+        """How many embeddings a picture of this size has."""
         ...
 
     @property
@@ -80,9 +110,16 @@ class MultimodalModel(Protocol):
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         """Encode pictures of any sizes in one batch without padding.
 
-        Each picture is uint8 [height, width, 3] (RGB), height and width multiples of `picture_unit`, or `picture_size`
-        where there is one. Each result is [rows * columns of units, hidden_size], row after row. Raises ValueError for
-        any other picture. On a stage that is not the first the results are zeros that take no memory.
+        Each picture is uint8 [height, width, 3] (RGB), height and width multiples of `picture_unit`. Each result is
+        [picture_tokens, hidden_size]. Raises ValueError for a picture that the model does not take. Where embeddings
+        stand in the places of tokens, the results on a stage that is not the first are zeros that take no memory.
+        """
+        ...
+
+    def picture_keys_values(self, embeddings: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each cross-attention layer of this rank, in order, the keys and values of one picture's embeddings.
+
+        [n, hidden_size] -> [n, kv_heads, head_dim] each.
         """
         ...
 

@@ -37,7 +37,8 @@ class Layer:
     See TransformerBlock.sharded_state_dict; `singleton_local_shards`, from megatron-core 0.14 on, asks for numbers.
     """
 
-    def __init__(self, weights: WeightFiller, prefix: str, index: int, count: int) -> None:
+    def __init__(self, weights: WeightFiller, prefix: str, index: int, count: int | None) -> None:
+        """count: how many are stacked; None where they never are."""
         self._weights = weights
         self._prefix = prefix
         self._index = index
@@ -46,7 +47,7 @@ class Layer:
     def read(self, rest: str, *shape: int, rows: range | None = None, columns: range | None = None) -> Tensor:
         """The layer's own tensor, which must have `shape`, or these rows and columns of it."""
         numbered = f"{self._prefix}{self._index}.{rest}"
-        if self._weights.has(numbered):
+        if self._count is None or self._weights.has(numbered):
             return self._weights.read(numbered, *shape, rows=rows, columns=columns)
         stack = (self._count, *shape)
         return self._weights.read_layer(f"{self._prefix}{rest}", self._index, *stack, rows=rows, columns=columns)

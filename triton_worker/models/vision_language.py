@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from triton_worker.models.decoder.config import DecoderConfig
 from triton_worker.models.decoder.decoder import Decoder
 from triton_worker.models.interface import Attention
-from triton_worker.parallel import Ranks, shard_decoder
+from triton_worker.parallel import ParallelismError, Ranks, shard_decoder, stage_layers
 
 
 class VisionLanguageModel(nn.Module):
     """A `MultimodalModel` but for `prompt_positions`. Its parameters are uninitialised until a checkpoint fills them.
 
     The decoder is spread over the ranks; the vision tower is whole on each rank of the first stage, so that a picture
-    is encoded there without any exchange.
+    is encoded there without any exchange. With cross-attention layers, which are on all stages, all ranks have it.
     """
 
     def __init__(
@@ -49,14 +49,16 @@ class VisionLanguageModel(nn.Module):
             intermediate_size=text.intermediate_size,
             vocab_size=text.vocab_size,
         )
-        if ranks.is_first_stage:
+        self.cross_span = _cross_span(text, ranks)
+        self.has_tower = ranks.is_first_stage or self.cross_span > 0
+        if self.has_tower:
             self.vision = vision()
         self.decoder = Decoder(text, self.shard, ranks, dtype=dtype, device=device)
         self._text = text
 
     @property
     def num_layers(self) -> int:
-        return len(self.shard.layers)
+        return len(self.shard.layers) - len(self.decoder.cross_attention_layers)
 
     @property
     def num_kv_heads(self) -> int:
@@ -74,18 +76,23 @@ class VisionLanguageModel(nn.Module):
     def vocab_size(self) -> int:
         return self._text.vocab_size
 
+    def picture_tokens(self, height: int, width: int) -> int:
+        return height * width // self.picture_unit**2
+
     def embed_tokens(self, token_ids: Tensor) -> Tensor:
         if self.ranks.is_first_stage:
             return self.decoder.embed_tokens.embed(token_ids)
         return torch.zeros(len(token_ids), self.hidden_size, dtype=self.dtype, device=self.device)
 
     def encode_pictures(self, pictures: Sequence[Tensor]) -> list[Tensor]:
-        if self.ranks.is_first_stage:
+        if self.has_tower:
             embeddings: list[Tensor] = self.vision(pictures)
             return embeddings
         nothing = torch.zeros(1, 1, dtype=self.dtype, device=self.device)
-        units = [picture.shape[0] * picture.shape[1] // self.picture_unit**2 for picture in pictures]
-        return [nothing.expand(count, self.hidden_size) for count in units]
+        return [nothing.expand(self.picture_tokens(*picture.shape[:2]), self.hidden_size) for picture in pictures]
+
+    def picture_keys_values(self, embeddings: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return (layer.keys_values(embeddings) for layer in self.decoder.cross_attention_layers)
 
     def forward(self, embeddings: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         hidden = embeddings if self.ranks.is_first_stage else self.ranks.receive_hidden(embeddings)
@@ -96,3 +103,20 @@ class VisionLanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.decoder.output.logits(hidden)
+
+
+def _cross_span(text: DecoderConfig, ranks: Ranks) -> int:
+    """See `MultimodalModel.cross_span`. Raises ParallelismError where a stage has room for no picture."""
+    if not text.cross_attention_layers:
+        return 0
+    spans = []
+    for stage in range(ranks.pipeline_size):
+        layers = stage_layers(text.num_layers, stage, ranks.pipeline_size)
+        cross = sum(layer in layers for layer in text.cross_attention_layers)
+        spans.append((len(layers) - cross) // max(1, cross))
+    if min(spans) == 0:
+        raise ParallelismError(
+            f"--pipeline_parallel_size {ranks.pipeline_size} leaves a stage with more cross-attention layers than "
+            f"self-attention layers."
+        )
+    return min(spans)

@@ -2,7 +2,7 @@
 
 from triton_worker.parallel.ranks import Ranks, RanksLost
 from triton_worker.parallel.rendezvous import EXCHANGE_SECONDS, Layout, connect
-from triton_worker.parallel.shard import DecoderShard, ParallelismError, heads_to_rows, shard_decoder
+from triton_worker.parallel.shard import DecoderShard, ParallelismError, heads_to_rows, shard_decoder, stage_layers
 
 __all__ = [
     "EXCHANGE_SECONDS",
@@ -14,4 +14,5 @@ __all__ = [
     "connect",
     "heads_to_rows",
     "shard_decoder",
+    "stage_layers",
 ]

@@ -44,12 +44,17 @@ def shard_decoder(
         )
     vocabulary_rows = -(-vocab_size // size)
     return DecoderShard(
-        layers=_even(num_layers, ranks.pipeline_rank, ranks.pipeline_size),
+        layers=stage_layers(num_layers, ranks.pipeline_rank, ranks.pipeline_size),
         query_heads=_even(num_heads, rank, size),
         kv_heads=_even(num_kv_heads, rank, size) if size <= num_kv_heads else _one(rank * num_kv_heads // size),
         intermediate=_even(intermediate_size, rank, size),
         vocabulary=range(min(rank * vocabulary_rows, vocab_size), min((rank + 1) * vocabulary_rows, vocab_size)),
     )
+
+
+def stage_layers(num_layers: int, stage: int, stages: int) -> range:
+    """Those of a pipeline stage."""
+    return _even(num_layers, stage, stages)
 
 
 def heads_to_rows(heads: range, head_dim: int) -> range:

@@ -45,6 +45,26 @@ def test_paged_prefill(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     assert_near(output, torch.cat(expected), f"{shape}, queries {QUERIES}, keys {KEYS}")
 
 
+@pytest.mark.parametrize(("shape", "dtype"), CASES, ids=str)
+def test_paged_prefill_beside_its_context(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """All queries see all of a context that they are no part of; nothing of an empty one."""
+    torch.manual_seed(0)
+    query_heads, kv_heads, head_dim = shape
+    keys = (0, *KEYS)
+    queries = (3, *QUERIES[::-1])
+    cache = cached_sequences(keys, kv_heads, head_dim, dtype)
+    query = randn(sum(queries), query_heads, head_dim, dtype=dtype)
+    output = paged_prefill_attention(
+        query, cache.keys, cache.values, cache.block_tables, starts(queries), cache.context_lengths, max(queries),
+        causal=False,
+    )  # fmt: skip
+    empty, *others = query.split(queries)
+    expected = [plain_attention(q, *cache.of(i), causal=False) for i, q in enumerate(others, start=1)]
+    assert_near(
+        output, torch.cat([torch.zeros_like(empty), *(e.to(dtype) for e in expected)]), f"{shape}, {queries}, {keys}"
+    )
+
+
 @pytest.mark.parametrize("head_dim", [80, 64, 72])
 @pytest.mark.parametrize("lengths", SEGMENTS, ids=str)
 def test_varlen_attention_keeps_to_its_segment(lengths: tuple[int, ...], head_dim: int) -> None:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_worker.checkpoint.errors import CheckpointError
+from triton_worker.models.decoder.rope import Llama3Scaling
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """`rope_sections` says how many rotary frequencies turn with time, row and column, in that order.
 
-    Where positions have one dimension, all turn with time.
+    Where positions have one dimension, all turn with time. `cross_attention_layers`, rising, are those that attend to
+    pictures and not to the text. `read_only_tokens` follow the vocabulary: they have an embedding and no logit.
     """
 
     num_layers: int
@@ -27,6 +29,13 @@ class DecoderConfig:
     rope_sections: tuple[int, ...]
     tied_embeddings: bool
     qkv_bias: bool
+    rope_scaling: Llama3Scaling | None = None
+    cross_attention_layers: tuple[int, ...] = ()
+    read_only_tokens: int = 0
+
+    def self_attention_layers_before(self, layer: int) -> int:
+        """How many; this is the number by which NeMo knows a layer, of either kind."""
+        return layer - sum(cross < layer for cross in self.cross_attention_layers)
 
 
 Rule = tuple[bool, str]
@@ -39,6 +48,8 @@ def decoder_rules(text: DecoderConfig) -> tuple[Rule, ...]:
         (text.head_dim % 2 == 0, "an even size of the attention heads"),
         (len(text.rope_sections) == 3 and 2 * sum(text.rope_sections) == text.head_dim, "an mrope_section of three "
          f"numbers that add up to half of the head size ({text.head_dim})"),
+        (list(text.cross_attention_layers) == sorted({*range(text.num_layers)} & {*text.cross_attention_layers}),
+         f"cross_attention_layers that are some of the {text.num_layers} layers, in order"),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from triton_worker.models.decoder.config import DecoderConfig
+from triton_worker.models.decoder.cross_attention import CrossAttentionLayer
 from triton_worker.models.decoder.rope import DecoderRotary, Rotary
 from triton_worker.models.interface import Attention
 from triton_worker.models.layers import GatedMLP, Linear, ParallelVocabulary, RMSNorm, RowParallelLinear
@@ -24,9 +25,13 @@ class Decoder(nn.Module):
             self.embed_tokens = ParallelVocabulary(
                 config.vocab_size, shard.vocabulary, hidden, ranks, dtype=dtype, device=device
             )
-        # Attention knows layers by their place in this stage.
+        kinds = [
+            CrossAttentionLayer if index in config.cross_attention_layers else DecoderLayer for index in shard.layers
+        ]
+        # Attention knows layers by their place among those of their kind in this stage.
         self.layers = nn.ModuleList(
-            DecoderLayer(config, index, shard, ranks, dtype=dtype, device=device) for index in range(len(shard.layers))
+            kind(config, kinds[:place].count(kind), shard, ranks, dtype=dtype, device=device)
+            for place, kind in enumerate(kinds)
         )
         if ranks.is_last_stage:
             self.norm = RMSNorm(hidden, config.norm_eps, dtype=dtype, device=device)
@@ -36,7 +41,14 @@ class Decoder(nn.Module):
                 config.vocab_size, shard.vocabulary, hidden, ranks, dtype=dtype, device=device
             )  # fmt: skip
         self._is_last_stage = ranks.is_last_stage
-        self._rotary = DecoderRotary(config.head_dim, config.rope_theta, config.rope_sections, device)
+        self._rotary = DecoderRotary(
+            config.head_dim, config.rope_theta, config.rope_sections, device, config.rope_scaling
+        )
+
+    @property
+    def cross_attention_layers(self) -> list[CrossAttentionLayer]:
+        """Those of this stage."""
+        return [layer for layer in self.layers if isinstance(layer, CrossAttentionLayer)]
 
     def forward(self, hidden: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """[tokens, hidden_size], [3, tokens] -> [tokens, hidden_size], after the final norm on the last stage."""

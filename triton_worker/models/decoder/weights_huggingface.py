@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from triton_worker.models.decoder.config import DecoderConfig
 from triton_worker.models.weights import WeightFiller
@@ -19,6 +20,17 @@ LAYER_MODULES = {
     "mlp.down_proj": ("mlp.down_proj",),
 }
 """The modules of a layer by our names: those that it is made of, one below the other."""
+CROSS_LAYER_MODULES = {
+    **{name: LAYER_MODULES[name] for name in ("input_norm", "mlp_norm", "mlp.gate_up_proj", "mlp.down_proj")},
+    "q_proj": ("cross_attn.q_proj",),
+    "kv_proj": ("cross_attn.k_proj", "cross_attn.v_proj"),
+    "q_norm": ("cross_attn.q_norm",),
+    "k_norm": ("cross_attn.k_norm",),
+    "output_proj": ("cross_attn.o_proj",),
+}
+"""The same of a cross-attention layer."""
+GATES = {"attention_gate": "cross_attn_attn_gate", "mlp_gate": "cross_attn_mlp_gate"}
+"""Its gates, which are tensors of their own."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,8 @@ def fill_decoder(
     """Fill this rank's part. Raises CheckpointError where a tensor is missing or not of its shape."""
     _fill_ends(weights, text, shard, ranks, names)
     for place, index in enumerate(shard.layers):
-        _fill_layer(weights, text, shard, f"decoder.layers.{place}", names.layer(index))
+        fill = _fill_cross_layer if index in text.cross_attention_layers else _fill_layer
+        fill(weights, text, shard, f"decoder.layers.{place}", names.layer(index))
 
 
 def is_elsewhere(
@@ -79,7 +92,10 @@ def _fill_ends(
     """Embedding, output and the norm before it."""
     shape = (text.vocab_size, text.hidden_size)
     if ranks.is_first_stage:
-        weights.fill("decoder.embed_tokens.weight", weights.read(names.embedding, *shape, rows=shard.vocabulary))
+        read = partial(weights.read, names.embedding, text.vocab_size + text.read_only_tokens, text.hidden_size)
+        weights.fill("decoder.embed_tokens.weight", read(rows=shard.vocabulary))
+        if text.read_only_tokens:
+            weights.fill("read_only_tokens", read(rows=range(text.vocab_size, text.vocab_size + text.read_only_tokens)))
     if not ranks.is_last_stage:
         return
     weights.fill("decoder.norm.weight", weights.read(names.norm, text.hidden_size))
@@ -89,10 +105,9 @@ def _fill_ends(
 
 
 def _fill_layer(weights: WeightFiller, text: DecoderConfig, shard: DecoderShard, ours: str, theirs: str) -> None:
-    hidden, inner = text.hidden_size, text.intermediate_size
+    hidden = text.hidden_size
     heads, kv_heads = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     query, key_value = (heads_to_rows(x, text.head_dim) for x in (shard.query_heads, shard.kv_heads))
-    weights.fill(f"{ours}.input_norm.weight", weights.read(f"{theirs}.input_layernorm.weight", hidden))
     for kind, columns in (("weight", (hidden,)), ("bias", ())):
         if kind == "bias" and not text.qkv_bias:
             continue
@@ -103,6 +118,32 @@ def _fill_layer(weights: WeightFiller, text: DecoderConfig, shard: DecoderShard,
         weights.fill(f"{ours}.qkv_proj.{kind}", *parts)
     output = weights.read(f"{theirs}.self_attn.o_proj.weight", hidden, heads, columns=query)
     weights.fill(f"{ours}.output_proj.weight", output)
+    _fill_norms_and_mlp(weights, text, shard, ours, theirs)
+
+
+def _fill_cross_layer(weights: WeightFiller, text: DecoderConfig, shard: DecoderShard, ours: str, theirs: str) -> None:
+    hidden = text.hidden_size
+    heads, kv_heads = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    query, key_value = (heads_to_rows(x, text.head_dim) for x in (shard.query_heads, shard.kv_heads))
+    for name, count, rows in (("q_proj", heads, query), ("kv_proj", kv_heads, key_value)):
+        parts = [
+            weights.read(f"{theirs}.{part}.weight", count, hidden, rows=rows) for part in CROSS_LAYER_MODULES[name]
+        ]
+        weights.fill(f"{ours}.{name}.weight", *parts)
+    for name in ("q_norm", "k_norm"):
+        weights.fill(f"{ours}.{name}.weight", weights.read(f"{theirs}.cross_attn.{name}.weight", text.head_dim))
+    output = weights.read(f"{theirs}.cross_attn.o_proj.weight", hidden, heads, columns=query)
+    weights.fill(f"{ours}.output_proj.weight", output)
+    for name, stored in GATES.items():
+        weights.fill(f"{ours}.{name}", weights.read(f"{theirs}.{stored}", 1))
+    _fill_norms_and_mlp(weights, text, shard, ours, theirs)
+
+
+def _fill_norms_and_mlp(
+    weights: WeightFiller, text: DecoderConfig, shard: DecoderShard, ours: str, theirs: str
+) -> None:
+    hidden, inner = text.hidden_size, text.intermediate_size
+    weights.fill(f"{ours}.input_norm.weight", weights.read(f"{theirs}.input_layernorm.weight", hidden))
     weights.fill(f"{ours}.mlp_norm.weight", weights.read(f"{theirs}.post_attention_layernorm.weight", hidden))
     gate_up = [
         weights.read(f"{theirs}.mlp.{half}_proj.weight", inner, hidden, rows=shard.intermediate)
