@@ -80,6 +80,20 @@ class Fields:
             raise self.error(name, f"a list of {len(default)} positive numbers was expected")
         return tuple(float(item) for item in value)
 
+    @property
+    def class_name(self) -> str:
+        """Of a section that NeMo wrote, the class that it describes, without its module."""
+        return self.text("_target_", "").rpartition(".")[2]
+
+    def only(self, name: str, value: str) -> None:
+        """Raise where the field is there and has another value."""
+        if self.text(name, value) != value:
+            raise self.error(name, f"only {value!r} is supported")
+
+    def plain(self, name: str) -> Any:
+        """Whatever is there."""
+        return self._content.get(name)
+
     def error(self, name: str, expected: str) -> CheckpointError:
         """The error that says what `name` holds and what was expected of it."""
         value = self._content.get(name)

@@ -19,10 +19,10 @@ from triton_worker.checkpoint.checkpoint import (
 from triton_worker.checkpoint.errors import CheckpointError
 
 # config.json's model_type -> our name for the family.
-_FAMILIES = {"llava": "llava", "qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}
+_FAMILIES = {"llava": "llava", "mllama": "mllama", "qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl"}
 
 # max_position_embeddings where config.json leaves it to the classes of transformers.
-_DEFAULT_SEQ_LENGTH = {"llava": 2048, "qwen2_vl": 32768, "qwen2_5_vl": 32768}
+_DEFAULT_SEQ_LENGTH = {"llava": 2048, "mllama": 131072, "qwen2_vl": 32768, "qwen2_5_vl": 32768}
 
 # The format's names: safetensors README, "Format".
 _DTYPES = {

@@ -24,10 +24,13 @@ _FAMILIES = {
     (_QWEN2_VL_MODEL, "qwen25-vl"): "qwen2_5_vl",
     (f"{_NEVA}.llava.LlavaModel", None): "llava",
     (f"{_NEVA}.base.NevaModel", None): "llava",
+    ("nemo.collections.vlm.mllama.model.base.MLlamaModel", None): "mllama",
 }
 
-# seq_length of the language model where a context holds nothing but a preset's name (nemo.collections.llm).
-_DEFAULT_SEQ_LENGTH = 4096
+# Where the configuration of a family's language model is, and its seq_length where a context holds nothing but a
+# preset's name (nemo.collections.llm and .vlm).
+_LANGUAGE = {"mllama": ("language_model_config", 8192)}
+_DEFAULT_LANGUAGE = ("language_transformer_config", 4096)
 _PRESET_SEQ_LENGTH = {f"Qwen25VLConfig{size}": 131072 for size in ("7B", "32B", "72B")}
 
 
@@ -43,7 +46,7 @@ def open_nemo_checkpoint(path: Path, tokenizer: Path | None) -> Checkpoint:
         family=family,
         config=model,
         tokenizer_directory=tokenizer_directory,
-        seq_length=_seq_length(path, model),
+        seq_length=_seq_length(path, family, model),
         weights=DistributedCheckpoint(path / "weights"),
         image_processor=read_image_processor(tokenizer_directory),
     )
@@ -104,13 +107,14 @@ def _is_inside(relative: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
-def _seq_length(path: Path, model: Mapping[str, Any]) -> int:
+def _seq_length(path: Path, family: str, model: Mapping[str, Any]) -> int:
     config = model.get("config")
     config = config if isinstance(config, Mapping) else {}
-    language = config.get("language_transformer_config")
+    section, default = _LANGUAGE.get(family, _DEFAULT_LANGUAGE)
+    language = config.get(section)
     language = language if isinstance(language, Mapping) else {}
     preset = str(config.get("_target_")).rpartition(".")[2]
-    length = language.get("seq_length", _PRESET_SEQ_LENGTH.get(preset, _DEFAULT_SEQ_LENGTH))
+    length = language.get("seq_length", _PRESET_SEQ_LENGTH.get(preset, default))
     if type(length) is not int or length < 1:
         raise CheckpointError(
             f"{path / 'context' / 'io.json'}: seq_length is {length!r}; a positive number of tokens was expected."

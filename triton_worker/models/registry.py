@@ -17,6 +17,7 @@ from triton_worker.processing.tokenizer import TokenizerFormat
 
 FAMILIES = {
     "llava": "triton_worker.models.llava",
+    "mllama": "triton_worker.models.mllama",
     "qwen2_vl": "triton_worker.models.qwen2_vl",
     "qwen2_5_vl": "triton_worker.models.qwen2_5_vl",
 }

@@ -114,13 +114,13 @@ class CentreCrop:
         return (self.side // self.unit) ** 2
 
     def tokens(self, height: int, width: int) -> int:
-        _check_aspect_ratio(height, width)
+        check_aspect_ratio(height, width)
         return self.most_tokens
 
     def prepare(self, picture: Image.Image) -> NDArray[np.uint8]:
         """Bicubic with Pillow on 8-bit values, rounded down, which is what transformers' processor does."""
         width, height = picture.size
-        _check_aspect_ratio(height, width)
+        check_aspect_ratio(height, width)
         shorter = min(height, width)
         new_height, new_width = (int(self.side * length / shorter) for length in (height, width))
         image = picture.resize((new_width, new_height), Image.Resampling.BICUBIC)
@@ -170,7 +170,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
     The formula is that of Qwen2-VL's image processor. Raises PictureError for an aspect ratio above 200.
     """
-    _check_aspect_ratio(height, width)
+    check_aspect_ratio(height, width)
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -193,7 +193,8 @@ def resize_picture(picture: Image.Image, bounds: ResizeBounds, unit: int = 28) -
     return np.array(picture.resize((new_width, new_height), Image.Resampling.BICUBIC))
 
 
-def _check_aspect_ratio(height: int, width: int) -> None:
+def check_aspect_ratio(height: int, width: int) -> None:
+    """Raise PictureError for a picture that is all length."""
     if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
         raise PictureError(f"One side of the picture is more than {_MAX_ASPECT_RATIO} times as long as the other.")
 

@@ -32,12 +32,14 @@ class Processor:
         self.tokenizer = Tokenizer(checkpoint.tokenizer_directory, prompts.tokenizer)
         self._template = ChatTemplate.of(checkpoint.tokenizer_directory, prompts.chat_template)
         self._preparation = prompts.pictures
+        self._pictures_beside = prompts.pictures_beside
         self._limits = limits
 
-    def prepare(self, submit: Submit, engine_id: str, context_length: int) -> Generate:
+    def prepare(self, submit: Submit, engine_id: str, context_length: int, picture_room: int | None = None) -> Generate:
         """The request with token ids and resized pictures, under the engine's id for it.
 
-        Of a request for the prompt alone, pictures are measured and not decoded.
+        Of a request for the prompt alone, pictures are measured and not decoded. ``picture_room``: how many embeddings
+        its pictures may have together, where they stand beside the prompt.
 
         Raises:
             RequestRefused: a picture or a parameter cannot be taken, or the prompt does not fit the context.
@@ -46,6 +48,9 @@ class Processor:
         order = _picture_order(submit)
         # Headers first: a prompt that does not fit is refused before its pictures are unpacked.
         picture_tokens = [self._picture_tokens(submit.pictures[index], index) for index in order]
+        if self._pictures_beside:
+            _check_room(sum(picture_tokens), picture_room)
+            picture_tokens = [1] * len(picture_tokens)
         prompt_token_ids = self._prompt(submit, picture_tokens, context_length)
         room = context_length - len(prompt_token_ids)
         max_tokens = submit.sampling.max_tokens
@@ -127,6 +132,12 @@ class Processor:
             raise RequestRefused(
                 ErrorCode.INVALID_REQUEST, f"The chat template refused: {error}", "messages"
             ) from error
+
+
+def _check_room(picture_tokens: int, room: int | None) -> None:
+    if room is not None and picture_tokens > room:
+        message = f"The pictures have {picture_tokens} tokens together; the model's cache holds {room} of one request."
+        raise RequestRefused(ErrorCode.INVALID_REQUEST, message, "image")
 
 
 def _too_long(tokens: str, context_length: int) -> RequestRefused:

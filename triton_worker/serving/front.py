@@ -112,6 +112,7 @@ class Front:
         self._picture_bytes: dict[Generation, int] = {}  # as sent, then as resized
         self._tasks: set[asyncio.Task[None]] = set()
         self._context_length: int | None = None
+        self._picture_room: int | None = None
         self._engine_status = EngineStatus()
         self._engine_heard_at = time.monotonic()
         self._refusal: RequestError | None = _STARTING
@@ -252,8 +253,10 @@ class Front:
         """The prompt; a short one at once: to hand it to a thread and back would take longer than to prepare it."""
         assert self._context_length is not None
         if _is_short(submit):
-            return self._processor.prepare(submit, engine_id, self._context_length)
-        preparing = self._preparing.submit(self._processor.prepare, submit, engine_id, self._context_length)
+            return self._processor.prepare(submit, engine_id, self._context_length, self._picture_room)
+        preparing = self._preparing.submit(
+            self._processor.prepare, submit, engine_id, self._context_length, self._picture_room
+        )
         generation.on_end(preparing.cancel)  # one that still waits for a thread need not be prepared
         return await asyncio.wrap_future(preparing)
 
@@ -287,8 +290,8 @@ class Front:
                     if (place := self._places.get(engine_id)) is not None:
                         logger.error("Request %s (%s in the engine) failed.", place.generation.name, engine_id)
                         place.generation.fail(_NOT_COMPUTED)
-            case EngineReady(context_length):
-                self._context_length = context_length
+            case EngineReady(context_length, picture_room):
+                self._context_length, self._picture_room = context_length, picture_room
                 if self._refusal is not _STOPPING:
                     self._refusal = None
                 self._started.set()

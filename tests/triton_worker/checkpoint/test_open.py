@@ -143,7 +143,10 @@ def backend(path: Path) -> None:
         (lambda p: (p / "context" / "model.yaml").write_text("1"), r"model\.yaml holds no YAML mapping"),
         (io_json(lambda d: rename_class(d, "Qwen2VLModel", "LlavaModel")), r"io\.json .*LlavaModel"),
         (io_json(lambda d: set_argument(d, "Qwen2VLModel", "model_version", "qwen3-vl")), "qwen3-vl"),
-        (io_json(lambda d: rename_class(d, "Qwen2VLModel", "MLlamaModel")), r"MLlamaModel .*LlavaModel"),
+        (
+            io_json(lambda d: rename_class(d, "Qwen2VLModel", "Gemma3VLModel")),
+            r"Gemma3VLModel .*LlavaModel.*MLlamaModel",
+        ),
         (seq_length("long"), "seq_length is 'long'"),
         (seq_length(0), "seq_length is 0"),
         (io_json(hub_tokenizer), r"'Qwen/Qwen2\.5-VL-3B-Instruct'.*--tokenizer DIR"),
@@ -180,7 +183,7 @@ def store_integers(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (config(model_type="mllama"), r"config\.json .*'mllama'.*llava.*qwen2_5_vl"),
+        (config(model_type="gemma3"), r"config\.json .*'gemma3'.*llava.*mllama.*qwen2_5_vl"),
         (config(model_type=None), r"config\.json .*None"),
         (config(quantization_config={"quant_method": "awq"}), r"config\.json .*quantized \(awq\)"),
         (config(max_position_embeddings="x"), r"config\.json: max_position_embeddings is 'x'"),

@@ -218,6 +218,6 @@ def test_huggingface_sizes_that_make_no_sense_are_named(fields: dict[str, Any], 
 
 
 def test_an_unknown_family_is_refused_with_those_that_exist() -> None:
-    checkpoint = replace(open_checkpoint(HF_FIXTURE), family="mllama")
-    with pytest.raises(UnknownModelFamily, match=r"'mllama'.*qwen2_5_vl"):
+    checkpoint = replace(open_checkpoint(HF_FIXTURE), family="gemma3")
+    with pytest.raises(UnknownModelFamily, match=r"'gemma3'.*mllama.*qwen2_5_vl"):
         load_model(checkpoint, torch.float32, CPU)

@@ -14,7 +14,7 @@ from triton_worker.checkpoint.safetensors_writer import SHARD_BYTES, Safetensors
 from triton_worker.checkpoint.tokenizer_files import copy_tokenizer_files
 from triton_worker.models.conversion.source import Parameter, qkv_parts
 from triton_worker.models.decoder.config import DecoderConfig
-from triton_worker.models.decoder.weights_huggingface import LAYER_MODULES, DecoderNames
+from triton_worker.models.decoder.weights_huggingface import CROSS_LAYER_MODULES, GATES, LAYER_MODULES, DecoderNames
 from triton_worker.processing.tokenizer import Tokenizer
 
 AddTensor = Callable[[str, Tensor], None]
@@ -56,7 +56,11 @@ def decoder_tensors(parameter: Parameter, text: DecoderConfig, names: DecoderNam
     if parameter.name in ends:
         yield ends[parameter.name], parameter.values
         return
-    modules, query_rows = LAYER_MODULES[parameter.in_layer], text.num_heads * text.head_dim
+    if parameter.kind in GATES:
+        yield f"{names.layer(parameter.layer)}.{GATES[parameter.kind]}", parameter.values
+        return
+    kind = CROSS_LAYER_MODULES if parameter.layer in text.cross_attention_layers else LAYER_MODULES
+    modules, query_rows = kind[parameter.in_layer], text.num_heads * text.head_dim
     three = len(modules) == 3
     parts = qkv_parts(parameter.values, query_rows) if three else parameter.values.chunk(len(modules))
     for module, part in zip(modules, parts, strict=True):

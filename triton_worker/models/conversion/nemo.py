@@ -19,6 +19,7 @@ from triton_worker.checkpoint.fiddle_graph import Config, fiddle_document, plain
 from triton_worker.checkpoint.tokenizer_files import copy_tokenizer_files
 from triton_worker.models.conversion.nemo_context import TOKENIZER_DIRECTORY, YamlDefaults, with_defaults
 from triton_worker.models.conversion.source import Parameter, qkv_parts
+from triton_worker.models.decoder import weights_nemo
 from triton_worker.models.decoder.config import DecoderConfig
 from triton_worker.models.megatron import LANGUAGE, NORMS, PROJECTIONS, VISION, grouped
 
@@ -31,6 +32,8 @@ _DECODER_LAYERS = f"{LANGUAGE}decoder.layers."
 _VISION_LAYERS = f"{VISION}decoder.layers."
 # Those with an entry of Transformer Engine's in each layer.
 _STATEFUL = dict.fromkeys(PROJECTIONS.values())
+_STATEFUL_IN_CROSS_LAYERS = (*weights_nemo.CROSS_LAYER_MODULES.values(), "mlp.linear_fc1", "mlp.linear_fc2")
+_CROSS_LAYER_MODULES = {**PROJECTIONS, **weights_nemo.CROSS_LAYER_MODULES}
 
 AddChunk = Callable[[Chunk], None]
 
@@ -63,18 +66,26 @@ def decoder_chunks(parameter: Parameter, text: DecoderConfig) -> Iterator[Chunk]
     if parameter.module in _DECODER_ENDS:
         yield whole(f"{_DECODER_ENDS[parameter.module]}.{parameter.kind}", parameter.values)
         return
-    query_rows = text.num_heads * text.head_dim
-    yield from _layer_chunks(parameter, _DECODER_LAYERS, text.num_layers, text.num_kv_heads, query_rows)
+    index = text.self_attention_layers_before(parameter.layer)
+    if parameter.layer in text.cross_attention_layers:
+        yield _cross_layer_chunk(parameter, index, text.num_kv_heads)
+        return
+    query_rows, layers = text.num_heads * text.head_dim, text.num_layers - len(text.cross_attention_layers)
+    yield from _layer_chunks(parameter, index, _DECODER_LAYERS, layers, text.num_kv_heads, query_rows)
 
 
 def vision_layer_chunks(parameter: Parameter, num_layers: int, num_heads: int) -> Iterator[Chunk]:
     """A parameter of a block of a vision tower."""
-    yield from _layer_chunks(parameter, _VISION_LAYERS, num_layers, num_heads, len(parameter.values) // 3)
+    query_rows = len(parameter.values) // 3
+    yield from _layer_chunks(parameter, parameter.layer, _VISION_LAYERS, num_layers, num_heads, query_rows)
 
 
 def decoder_extra_state(text: DecoderConfig) -> Iterator[str]:
     """Transformer Engine's entries, which NeMo asks for when it loads."""
-    yield from _block_extra_state(LANGUAGE, text.num_layers)
+    yield from _block_extra_state(LANGUAGE, text.num_layers - len(text.cross_attention_layers))
+    for index in text.cross_attention_layers:
+        layer = f"{weights_nemo.CROSS_LAYERS}{text.self_attention_layers_before(index)}"
+        yield from (f"{layer}.{module}._extra_state/shard_0_1" for module in _STATEFUL_IN_CROSS_LAYERS)
 
 
 def vision_extra_state(num_layers: int) -> Iterator[str]:
@@ -82,21 +93,39 @@ def vision_extra_state(num_layers: int) -> Iterator[str]:
     yield from _block_extra_state(VISION, num_layers)
 
 
-def _layer_chunks(parameter: Parameter, prefix: str, layers: int, num_groups: int, query_rows: int) -> Iterator[Chunk]:
+def _layer_chunks(
+    parameter: Parameter, index: int, prefix: str, layers: int, num_groups: int, query_rows: int
+) -> Iterator[Chunk]:
     place, values = parameter.in_layer, parameter.values
     if place in NORMS:
-        yield _stacked(f"{prefix}{NORMS[place]}_{parameter.kind}", layers, parameter.layer, values)
+        yield stacked(f"{prefix}{NORMS[place]}_{parameter.kind}", layers, index, values)
         return
     name = f"{prefix}{PROJECTIONS[place]}.{parameter.kind}"
     if place == "mlp.gate_up_proj":
-        yield from _gated(name, layers, parameter.layer, values)
+        yield from _gated(name, layers, index, values)
     elif place == "qkv_proj":
-        yield _stacked(name, layers, parameter.layer, grouped(qkv_parts(values, query_rows), num_groups))
+        yield stacked(name, layers, index, grouped(qkv_parts(values, query_rows), num_groups))
     else:
-        yield _stacked(name, layers, parameter.layer, values)
+        yield stacked(name, layers, index, values)
 
 
-def _stacked(name: str, layers: int, index: int, values: Tensor) -> Chunk:
+def _cross_layer_chunk(parameter: Parameter, index: int, num_groups: int) -> Chunk:
+    """Cross-attention layers are apart, each tensor in one piece."""
+    place, values = parameter.in_layer, parameter.values
+    if place == "input_norm":
+        name = weights_nemo.CROSS_LAYER_NORM
+    elif place == "mlp_norm":
+        name = f"{NORMS[place]}_{parameter.kind}"
+    elif not place:
+        name = weights_nemo.GATES[parameter.kind]
+    else:
+        name = f"{_CROSS_LAYER_MODULES[place]}.{parameter.kind}"
+    if place == "kv_proj":
+        values = grouped(list(values.chunk(2)), num_groups)
+    return whole(f"{weights_nemo.CROSS_LAYERS}{index}.{name}", values)
+
+
+def stacked(name: str, layers: int, index: int, values: Tensor) -> Chunk:
     """Layer `index` of the tensor that holds all layers."""
     return Chunk(name, (layers, *values.shape), (index, *(0,) * values.ndim), values[None])
 

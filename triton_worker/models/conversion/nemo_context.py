@@ -23,6 +23,7 @@ LANGUAGE_DEFAULTS: dict[str, Any] = {
     "normalization": "RMSNorm",
     "position_embedding_type": "rope",
     "rotary_percent": 1.0,
+    "seq_length": DEFAULT_SEQ_LENGTH,
 }
 
 
@@ -41,11 +42,10 @@ def trainer_context(model: Config) -> Config:
 
 
 def with_defaults(model: dict[str, Any], defaults: YamlDefaults) -> dict[str, Any]:
-    """The model node with `defaults` in its configuration, and a length of context."""
+    """The model node with `defaults` in its configuration."""
     parts = model["config"]
-    parts["language_transformer_config"].setdefault("seq_length", DEFAULT_SEQ_LENGTH)
     for name, fields in defaults.items():
-        parts[name] |= fields
+        parts[name] = {**fields, **parts[name]}
     return model
 
 

@@ -87,15 +87,15 @@ def read_config(checkpoint: Checkpoint) -> LlavaConfig:
 def _text_from_huggingface(top: Fields) -> DecoderConfig:
     """The defaults are those of transformers' LlamaConfig, which hub files leave out."""
     fields = top.section("text_config")
-    _only(fields, "model_type", "llama")
-    _only(fields, "hidden_act", "silu")
+    fields.only("model_type", "llama")
+    fields.only("hidden_act", "silu")
     for name in ("attention_bias", "mlp_bias"):
         if fields.flag(name, False):
             raise fields.error(name, "only projections without a bias are supported")
     if fields.has("rope_scaling"):
         raise fields.error("rope_scaling", "only unscaled positions are supported")
     rope = fields.section("rope_parameters")
-    _only(rope, "rope_type", "default")
+    rope.only("rope_type", "default")
     hidden_size, num_heads = fields.integer("hidden_size", 4096), fields.integer("num_attention_heads", 32)
     head_dim = fields.integer("head_dim", max(1, hidden_size // num_heads))
     return DecoderConfig(
@@ -116,13 +116,13 @@ def _text_from_huggingface(top: Fields) -> DecoderConfig:
 
 def _vision_from_huggingface(top: Fields, checkpoint: Checkpoint) -> ClipConfig:
     """The defaults are those of transformers' LlavaConfig."""
-    _only(top, "projector_hidden_act", "gelu")
-    _only(top, "vision_feature_select_strategy", "default")
+    top.only("projector_hidden_act", "gelu")
+    top.only("vision_feature_select_strategy", "default")
     if not top.flag("multimodal_projector_bias", True):
         raise top.error("multimodal_projector_bias", "a projector with biases was expected")
     fields = top.section("vision_config")
-    _only(fields, "model_type", "clip_vision_model")
-    _only(fields, "hidden_act", "quick_gelu")
+    fields.only("model_type", "clip_vision_model")
+    fields.only("hidden_act", "quick_gelu")
     num_layers = fields.integer("num_hidden_layers", _LARGE_336["num_layers"])
     return ClipConfig(
         num_layers=num_layers,
@@ -139,8 +139,8 @@ def _vision_from_huggingface(top: Fields, checkpoint: Checkpoint) -> ClipConfig:
 
 def _text_from_nemo(top: Fields, checkpoint: Checkpoint) -> DecoderConfig:
     """The defaults are those of NeMo's LlamaConfig."""
-    model_preset = _MODEL_PRESETS.get(_class(top), {})
-    target = _class(top.section("language_transformer_config")) or "LlamaConfig"
+    model_preset = _MODEL_PRESETS.get(top.class_name, {})
+    target = top.section("language_transformer_config").class_name or "LlamaConfig"
     if target not in _LANGUAGE_CLASSES:
         known = ", ".join(_LANGUAGE_CLASSES)
         raise top.error("language_transformer_config", f"language models that can be served: {known}; not {target}")
@@ -159,14 +159,14 @@ def _vision_from_nemo(top: Fields, checkpoint: Checkpoint) -> ClipConfig:
     if not top.flag("drop_vision_class_token", True):
         raise top.error("drop_vision_class_token", "only embeddings without the class token are supported")
     fields = top.section("vision_transformer_config")
-    target = _class(fields) or "HFCLIPVisionConfig"
+    target = fields.class_name or "HFCLIPVisionConfig"
     if target == "HFCLIPVisionConfig":
         name = fields.text("pretrained_model_name_or_path", "openai/clip-vit-large-patch14-336")
         if Path(name).name not in CLIP_TOWERS:
             raise fields.error("pretrained_model_name_or_path", f"towers that can be served: {', '.join(CLIP_TOWERS)}")
         sizes = CLIP_TOWERS[Path(name).name]
     elif target in ("CLIPViTConfig", "CLIPViTL_14_336_Config"):
-        _only(fields, "vision_model_type", "clip")
+        fields.only("vision_model_type", "clip")
         sizes = {
             "num_layers": fields.integer("num_layers", _LARGE_336["num_layers"]),
             "hidden_size": fields.integer("hidden_size", _LARGE_336["hidden_size"]),
@@ -199,15 +199,6 @@ def _normalisation(checkpoint: Checkpoint) -> dict[str, Any]:
         "image_mean": image.numbers("image_mean", CLIP_MEAN),
         "image_std": image.numbers("image_std", CLIP_STD),
     }
-
-
-def _class(fields: Fields) -> str:
-    return fields.text("_target_", "").rpartition(".")[2]
-
-
-def _only(fields: Fields, name: str, value: str) -> None:
-    if fields.text(name, value) != value:
-        raise fields.error(name, f"only {value!r} is supported")
 
 
 def _check(config: LlavaConfig, file: Path) -> None:
