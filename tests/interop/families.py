@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.triton_worker.models import llava, reference, test_qwen2_vl
+from tests.triton_worker.models import llava, mllama, reference, test_qwen2_vl
 from tests.triton_worker.models.reference import HF_FIXTURE, Prompt
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.models.registry import load_model
@@ -29,20 +29,22 @@ _NEMO_IMAGE = -200
 
 @dataclass(frozen=True)
 class Family:
-    """source: makes the Hugging Face directory. their_greedy: transformers' logits and tokens for a prompt."""
+    """source: makes the Hugging Face directory. theirs: transformers' model of it. their_greedy: logits and tokens."""
 
     name: str
     source: Callable[[Path], Path]
-    theirs: type[Any]
+    theirs: Callable[[Path], Any]
     prompt: Prompt
     nemo_inputs: Callable[[Path, Prompt], dict[str, Tensor]]
     their_greedy: Callable[[Any, Prompt, int], tuple[Tensor, list[int]]]
 
     def expected(self, source: Path, new_tokens: int) -> tuple[Tensor, list[int]]:
         """Logits [S, V] and greedy tokens of transformers in float32."""
-        return self.their_greedy(
-            self.theirs.from_pretrained(source, dtype=torch.float32).eval(), self.prompt, new_tokens
-        )
+        return self.their_greedy(self.theirs(source), self.prompt, new_tokens)
+
+
+def _reference(model: type[Any]) -> Callable[[Path], Any]:
+    return lambda source: model.from_pretrained(source, dtype=torch.float32).eval()
 
 
 def _qwen_inputs(source: Path, prompt: Prompt) -> dict[str, Tensor]:
@@ -73,6 +75,20 @@ def _llava_inputs(source: Path, prompt: Prompt) -> dict[str, Tensor]:
     }
 
 
+def _mllama_inputs(source: Path, prompt: Prompt) -> dict[str, Tensor]:
+    """NeMo is told from where to where each picture is seen, and how many tiles it has."""
+    inputs = mllama.their_inputs(prompt)
+    ends = mllama.get_cross_attention_token_mask(prompt.token_ids, prompt.image_token_id)
+    return {
+        "tokens": inputs["input_ids"],
+        "position_ids": torch.arange(len(prompt.token_ids))[None],
+        "batch_images": inputs["pixel_values"],
+        "aspect_ratio_ids": inputs["aspect_ratio_ids"],
+        "num_chunks": inputs["aspect_ratio_mask"].sum(-1),
+        "batch_masks": torch.tensor([ends]),
+    }
+
+
 def save_clip_tower(directory: Path) -> None:
     """A random tower where NeMo's process looks for the one that a checkpoint names."""
     tower = llava.TOWER
@@ -87,7 +103,7 @@ def save_clip_tower(directory: Path) -> None:
 QWEN2_5_VL = Family(
     "qwen2_5_vl",
     lambda directory: HF_FIXTURE,
-    Qwen2_5_VLForConditionalGeneration,
+    _reference(Qwen2_5_VLForConditionalGeneration),
     reference.make_prompt([(5, 7), (8, 4)], 412),
     _qwen_inputs,
     reference.their_greedy,
@@ -95,7 +111,7 @@ QWEN2_5_VL = Family(
 QWEN2_VL = Family(
     "qwen2_vl",
     test_qwen2_vl.save_random,
-    Qwen2VLForConditionalGeneration,
+    _reference(Qwen2VLForConditionalGeneration),
     reference.make_prompt([(5, 7), (8, 4)], 412),
     _qwen_inputs,
     reference.their_greedy,
@@ -103,8 +119,16 @@ QWEN2_VL = Family(
 LLAVA = Family(
     "llava",
     llava.save_random,  # whose tokenizer has no class of its own
-    LlavaForConditionalGeneration,
+    _reference(LlavaForConditionalGeneration),
     llava.make_prompt(2, seed=0),
     _llava_inputs,
     llava.their_greedy,
+)
+MLLAMA = Family(
+    "mllama",
+    mllama.save_random,
+    mllama.reference_model,
+    mllama.make_prompt(5, (2, 2), 5, (1, 2), (1, 1), 7),
+    _mllama_inputs,
+    mllama.their_greedy,
 )

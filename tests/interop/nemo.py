@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,9 @@ def stored_state(checkpoint: Path) -> dict[str, Tensor]:
     state = {}
     for stored in weights.names:
         name, values = stored.removeprefix("module."), weights.read(stored)
-        before, stack, rest = name.partition("decoder.layers.")
-        if stack:
-            state |= {f"{before}{stack}{index}.{rest}": layer for index, layer in enumerate(values)}
+        stack = re.match(r"(.*(?:decoder|transformer)\.layers\.)(.*)", name)
+        if stack is not None:
+            state |= {f"{stack[1]}{index}.{stack[2]}": layer for index, layer in enumerate(values)}
         else:
             state[name] = values
     return state

@@ -16,15 +16,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.interop.families import LLAVA, QWEN2_5_VL, QWEN2_VL, Family, save_clip_tower
+from tests.interop.families import LLAVA, MLLAMA, QWEN2_5_VL, QWEN2_VL, Family, save_clip_tower
 from tests.interop.nemo import Loaded, import_from_huggingface, load, stored_state
 from tests.triton_worker.models.conftest import one_thread as one_thread
 from tests.triton_worker.models.llava import TOWER
+from tests.triton_worker.models.mllama import INTERMEDIATE_LAYERS
 from tests.triton_worker.models.reference import engine_greedy
 from tests.triton_worker.models.test_llava import plain_name
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.convert import main
 from triton_worker.models.llava import config as llava_config
+from triton_worker.models.mllama import config as mllama_config
 from triton_worker.models.registry import load_model
 
 NEW_TOKENS = 12
@@ -49,14 +51,16 @@ class Exchange:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny_clip() -> Iterator[None]:
-    """NeMo stores a CLIP tower's name and not its sizes; here is one more name."""
+def tiny_towers() -> Iterator[None]:
+    """NeMo stores a CLIP tower's name and not its sizes: here is one more name. It states sizes of another itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(llava_config.CLIP_TOWERS, "tiny-clip", TOWER)
+        patch.setitem(mllama_config.NEMO_TOWER, "hidden_size", 32)
+        patch.setitem(mllama_config.NEMO_TOWER, "intermediate_layers", tuple(INTERMEDIATE_LAYERS))
         yield
 
 
-@pytest.fixture(scope="module", params=[QWEN2_5_VL, QWEN2_VL, LLAVA], ids=lambda family: family.name)
+@pytest.fixture(scope="module", params=[QWEN2_5_VL, QWEN2_VL, LLAVA, MLLAMA], ids=lambda family: family.name)
 def exchange(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     family, place = request.param, tmp_path_factory.mktemp(request.param.name)
     source = family.source(place / "source")

@@ -9,11 +9,13 @@ python steps.py import HF NEMO
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import no_gpu  # noqa: F401  (before NeMo)
+import tiny_mllama  # noqa: F401
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from nemo.collections import vlm
@@ -79,7 +81,9 @@ def load(checkpoint: Path, inputs: Path, out: Path) -> None:
 
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    logits: torch.Tensor = model.float().eval()(**inputs, attention_mask=None)
+    takes_mask = "attention_mask" in inspect.signature(model.forward).parameters
+    masks = {"attention_mask": None} if takes_mask else {}
+    logits: torch.Tensor = model.float().eval()(**inputs, **masks)
     return logits[0].float().contiguous()
 
 

@@ -21,6 +21,7 @@ class DotProductAttention(Stateful):
         qkv_format: str = "sbhd",
         cu_seqlens_q: Tensor | None = None,
         attn_mask_type: str = "causal",
+        core_attention_bias: Tensor | None = None,
         **more: Any,
     ) -> Tensor:
         """Heads are the last but one dimension; with ``thd`` the sequences lie one behind the other."""
@@ -32,10 +33,12 @@ class DotProductAttention(Stateful):
             lengths = cu_seqlens_q.diff().tolist()
             sequences = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
             return torch.cat([self._attend(*(part[:, None] for part in parts), causal) for parts in sequences])[:, 0]
-        return self._attend(query, key, value, causal)
+        return self._attend(query, key, value, causal, core_attention_bias)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, bias: Tensor | None = None) -> Tensor:
         """From [S, B, heads, head_dim] to [S, B, heads * head_dim]."""
         heads_first = (part.permute(1, 2, 0, 3) for part in (query, key, value))
-        attended = scaled_dot_product_attention(*heads_first, is_causal=causal, scale=self.softmax_scale)
+        attended = scaled_dot_product_attention(
+            *heads_first, attn_mask=bias, is_causal=causal, scale=self.softmax_scale
+        )
         return attended.permute(2, 0, 1, 3).flatten(2)
