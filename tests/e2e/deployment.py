@@ -6,13 +6,14 @@ import contextlib
 import io
 import os
 import random
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,13 @@ MODEL = "tiny"
 ON_CPU = f"--device cpu --params_dtype float32 --kv_cache_bytes {128 * 2**20}"
 WORKER_FLAGS = shlex.split(os.environ.get("TEST_WORKER_FLAGS", ON_CPU))
 """To serve elsewhere: ``TEST_WORKER_FLAGS="--device cuda --params_dtype bfloat16"``."""
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @dataclass
@@ -62,6 +70,12 @@ class Deployment:
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"{self.url}/health/ready", verify=False).status_code == 200
         return False
+
+    @property
+    def requests_running(self) -> int:
+        """How many the engine computes, as it said within the last second."""
+        found = re.search(r"^multimodal:num_requests_running\S* (\d+)", httpx.get(f"{self.url}/metrics").text, re.M)
+        return 0 if found is None else int(found[1])
 
     def stop(self, seconds: float = 60.0) -> int:
         """SIGTERM, and the exit code."""

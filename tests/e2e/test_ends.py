@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.deployment import FIXTURE, ROOT, START_SECONDS, Deployment, command, deployed, free_ports
+from tests.e2e.deployment import FIXTURE, ROOT, START_SECONDS, Deployment, command, deployed, free_ports, wait_until
 
 ROUTE = "/v1/multimodal/generate"
 
@@ -47,15 +47,15 @@ def test_asked_to_end_it_finishes_what_runs_and_leaves_nothing(tmp_path: Path) -
         family = deployment.descendants()
         assert {"tritonserver", "engine"} & {p.name() for p in family} or len(family) > 5
         answers = [
-            pool.submit(httpx.post, deployment.url + ROUTE, json=long_request(200), timeout=60) for _ in range(4)
+            pool.submit(httpx.post, deployment.url + ROUTE, json=long_request(1000), timeout=60) for _ in range(4)
         ]
-        time.sleep(0.5)
+        wait_until(lambda: deployment.requests_running == 4)
         deployment.process.send_signal(signal.SIGINT)  # Ctrl-C; test_tracing.py ends its own by SIGTERM
         assert deployment.process.wait(60) == 0, deployment.log
         for answer in answers:
             result = answer.result()
             assert result.status_code == 200, result.text
-            assert result.json()["usage"]["completion_tokens"] == 200
+            assert result.json()["usage"]["completion_tokens"] == 1000
         assert wait_gone(family, 5) == []
         assert_ports_free(deployment)
     assert traces() <= before

@@ -15,7 +15,17 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.deployment import FIXTURE, MODEL, ROOT, START_SECONDS, Deployment, deployed, free_ports, picture
+from tests.e2e.deployment import (
+    FIXTURE,
+    MODEL,
+    ROOT,
+    START_SECONDS,
+    Deployment,
+    deployed,
+    free_ports,
+    picture,
+    wait_until,
+)
 from tests.e2e.reference_wire import infer
 
 ROUTE = "/v1/multimodal/generate"
@@ -48,7 +58,7 @@ def test_a_killed_rank_fails_what_runs_and_the_service_comes_back(parallel: Depl
     before = ranks(parallel)
     with ThreadPoolExecutor(2) as pool:
         running: list[Future[httpx.Response]] = [pool.submit(ask, parallel, 3500) for _ in range(2)]
-        wait_until(lambda: re.search(r"num_requests_running\{.*\} 2", httpx.get(f"{parallel.url}/metrics").text))
+        wait_until(lambda: parallel.requests_running == 2)
         before[1].kill()
         killed_at = time.monotonic()
         for answer in running:
@@ -93,11 +103,3 @@ def test_ranks_that_torchrun_starts_serve_and_end_together(tiny: Deployment, tmp
         assert psutil.wait_procs(family, timeout=30)[1] == []
     finally:
         torchrun.stop()
-
-
-def wait_until(holds: object, seconds: float = 60.0) -> None:
-    assert callable(holds)
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
