@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import numbers, size
 from benchmarks.engine_steps import SteppedEngine
 from benchmarks.figures import ms, percentile, table
 from benchmarks.huggingface import BATCH, HuggingFace, Pace
@@ -74,12 +75,8 @@ def _p50_p95(seconds: list[float]) -> str:
     return " / ".join(ms(percentile(seconds, percent)) for percent in (50, 95))
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
 def _picture(text: str) -> tuple[int, int]:
-    width, height = (int(side) for side in text.split("x"))
+    width, height = size(text)
     if width % 28 or height % 28:
         raise argparse.ArgumentTypeError("both sides must be multiples of 28")
     return width, height
@@ -92,8 +89,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shape", choices=["demo", *SHAPES], default="3b" if cuda else "demo")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
-    parser.add_argument("--batches", type=_numbers, default=[1, 8, 32, 64, 128] if cuda else [1, 8, 32])
-    parser.add_argument("--in_flight", type=_numbers, default=[8, 32, 64, 128] if cuda else [1, 8, 32])
+    parser.add_argument("--batches", type=numbers, default=[1, 8, 32, 64, 128] if cuda else [1, 8, 32])
+    parser.add_argument("--in_flight", type=numbers, default=[8, 32, 64, 128] if cuda else [1, 8, 32])
     parser.add_argument("--rounds", type=int, default=3, help="requests of a closed loop, for each one in flight")
     parser.add_argument("--context", type=int, default=1024 if cuda else 128)
     parser.add_argument("--picture", type=_picture, default=(1036, 728) if cuda else (224, 224), metavar="WxH")

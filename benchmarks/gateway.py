@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import numbers, size
 from benchmarks.engine_alone import EngineAlone, Tokens
 from benchmarks.figures import ms, provenance, table
 from benchmarks.load import Answer, callers, streamed
@@ -87,17 +88,6 @@ def rows(streams: int, alone: Sequence[Loop[Any]], served: Sequence[Loop[Any]]) 
             yield f"{name}: {what}, p{percent}", ms(engine), ms(whole), f"{(whole - engine) * 1000:+,.2f} ms"
     for part in (GATEWAY, TRITON, FRONT, ENGINE, LOAD_GENERATOR):
         yield f"{name}: CPU a request, {part}", "", ms(statistics.median(loop.cpu(part) for loop in served)), ""
-
-
-def numbers(text: str) -> list[int]:
-    """A list with commas, on the command line."""
-    return [int(number) for number in text.split(",")]
-
-
-def size(text: str) -> tuple[int, int]:
-    """Width and height, on the command line."""
-    width, height = (int(side) for side in text.split("x"))
-    return width, height
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -64,8 +64,8 @@ class Engine:
             )
         total_blocks = _count_blocks(model, image_token_id, self.context_length, limits)
         self._pool = BlockPool(total_blocks)
-        spare_blocks = total_blocks - blocks_for(self.context_length)
-        self.picture_room = spare_blocks * model.cross_span * BLOCK_TOKENS if model.cross_span else None
+        self._spare_blocks = total_blocks - blocks_for(self.context_length)
+        self.picture_room = self._spare_blocks * model.cross_span * BLOCK_TOKENS if model.cross_span else None
         """Embeddings that pictures beside a prompt may have together; ``None``: theirs are tokens of the prompt."""
         self._scheduler = Scheduler(self._pool, limits.max_sequences, limits.max_prefill_tokens, limits.prefix_cache)
         cache_bytes = picture_cache_bytes(model.device, limits)
@@ -124,7 +124,7 @@ class Engine:
             EngineError: the KV cache has no room for its pictures.
         """
         sequence = self._runner.new_sequence(request)
-        if sum(c.block_count for c in sequence.contexts) > self._pool.total - blocks_for(self.context_length):
+        if sum(context.block_count for context in sequence.contexts) > self._spare_blocks:
             raise EngineError(f"The KV cache has no room for the {len(request.pictures)} pictures of one request.")
         if request.sampling.grammar is not None:
             if self._grammars is None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -252,11 +253,10 @@ class Front:
     async def _prepared(self, submit: Submit, engine_id: str, generation: Generation) -> Generate:
         """The prompt; a short one at once: to hand it to a thread and back would take longer than to prepare it."""
         assert self._context_length is not None
+        prepare = partial(self._processor.prepare, submit, engine_id, self._context_length, self._picture_room)
         if _is_short(submit):
-            return self._processor.prepare(submit, engine_id, self._context_length, self._picture_room)
-        preparing = self._preparing.submit(
-            self._processor.prepare, submit, engine_id, self._context_length, self._picture_room
-        )
+            return prepare()
+        preparing = self._preparing.submit(prepare)
         generation.on_end(preparing.cancel)  # one that still waits for a thread need not be prepared
         return await asyncio.wrap_future(preparing)
 

@@ -2,17 +2,15 @@
 
 import gc
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from torch import Tensor
 
 from tests.triton_worker.device import DEVICE
-from tests.triton_worker.engine.test_engine import GREEDY, IMAGE_PAD, PROMPTS, generate, limits, run
+from tests.triton_worker.engine.test_engine import GREEDY, IMAGE_PAD, PROMPTS, generate, limits, pictures_seen, run
 from tests.triton_worker.models.reference import NEMO_FIXTURE, Prompt, make_prompt
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.engine.engine import Engine
@@ -29,31 +27,12 @@ def model() -> MultimodalModel:
     return load_model(open_checkpoint(NEMO_FIXTURE), torch.float32, DEVICE)
 
 
-@pytest.fixture
-def encoded(model: MultimodalModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures each run of the vision tower was given."""
-    encode = model.encode_pictures
-    calls: list[int] = []
-
-    def counted(pictures: Sequence[Tensor]) -> list[Tensor]:
-        if any(picture.any() for picture in pictures):  # those by which a GPU's memory is measured are black
-            calls.append(len(pictures))
-        return encode(pictures)
-
-    monkeypatch.setattr(model, "encode_pictures", counted)
-    return calls
-
-
 def with_text(prompt: Prompt, *before: int) -> Prompt:
     return replace(prompt, token_ids=[*before, *prompt.token_ids])
 
 
 def engine_of(model: MultimodalModel, **sizes: int) -> Engine:
     return Engine(model, IMAGE_PAD, 4096, EngineLimits(max_sequences=8, **sizes))
-
-
-def pictures_seen(engine: Engine) -> tuple[int, int]:
-    return engine.status.counters.picture_queries, engine.status.counters.picture_hits
 
 
 @pytest.mark.parametrize("cache_bytes", [2**20, 0])

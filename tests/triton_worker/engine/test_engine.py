@@ -71,6 +71,11 @@ def run(engine: Engine, *requests: Generate) -> dict[str, list[int]]:
     return drain(engine)
 
 
+def pictures_seen(engine: Engine) -> tuple[int, int]:
+    """Queries and hits."""
+    return engine.status.counters.picture_queries, engine.status.counters.picture_hits
+
+
 def drain(engine: Engine) -> dict[str, list[int]]:
     tokens: dict[str, list[int]] = {}
     while engine.has_work:

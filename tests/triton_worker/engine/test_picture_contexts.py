@@ -17,7 +17,7 @@ from transformers.models.mllama.processing_mllama import get_cross_attention_tok
 from protocol.messages import SamplingParameters
 from tests.triton_worker.device import DEVICE
 from tests.triton_worker.engine.sequences import picture_of
-from tests.triton_worker.engine.test_engine import drain, generate, run
+from tests.triton_worker.engine.test_engine import drain, generate, pictures_seen, run
 from tests.triton_worker.models.conftest import one_thread as one_thread
 from tests.triton_worker.models.mllama import (
     IMAGE,
@@ -64,31 +64,12 @@ def expected(hf: Path) -> list[list[int]]:
     return [their_greedy(theirs, prompt, 24)[1] for prompt in PROMPTS]
 
 
-@pytest.fixture
-def encoded(model: MultimodalModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A one for each picture that the vision tower was given."""
-    encode = model.encode_pictures
-    calls: list[int] = []
-
-    def counted(pictures: Sequence[Tensor]) -> list[Tensor]:
-        if any(picture.any() for picture in pictures):  # those by which a GPU's memory is measured are black
-            calls.append(len(pictures))
-        return encode(pictures)
-
-    monkeypatch.setattr(model, "encode_pictures", counted)
-    return calls
-
-
 def engine_of(model: MultimodalModel, blocks: int = 64, **sizes: int) -> Engine:
     block_bytes = KVCache.block_bytes(model.num_layers, model.num_kv_heads, model.head_dim, model.dtype)
     limits = {"context_length": 80, "max_sequences": 8, **sizes}
     engine = Engine(model, IMAGE, 4096, EngineLimits(kv_cache_bytes=blocks * block_bytes, **limits))  # type: ignore[arg-type]
     assert engine.status.total_blocks <= blocks
     return engine
-
-
-def pictures_seen(engine: Engine) -> tuple[int, int]:
-    return engine.status.counters.picture_queries, engine.status.counters.picture_hits
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))

@@ -32,7 +32,7 @@ from tests.triton_worker.models.mllama import (
     their_inputs,
 )
 from tests.triton_worker.models.reference import Prompt, engine_greedy
-from tests.triton_worker.models.test_qwen2_5_vl_weights import Tensors, in_memory, parameters
+from tests.triton_worker.models.test_qwen2_5_vl_weights import Tensors, assert_does_not_fit, in_memory, parameters
 from tests.triton_worker.parallel.engine_harness import RunningEngine, request, running, settings
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
 from triton_worker.checkpoint.checkpoint import read_json_object
@@ -316,14 +316,7 @@ def test_what_config_json_leaves_out_is_what_transformers_fills_in(hf: Path) -> 
 def test_tensors_that_do_not_fit_are_named(
     hf: Path, nemo: Path, layout: str, name: str, change: Tensor | None, words: str
 ) -> None:
-    def apply(tensors: dict[str, Tensor]) -> None:
-        tensors.pop(name, None)
-        if change is not None:
-            tensors[name] = change
-
-    with pytest.raises(CheckpointError, match=words) as caught:
-        load_model(in_memory(hf if layout == "hf" else nemo, apply), torch.float32, CPU)
-    assert name in str(caught.value)
+    assert_does_not_fit(hf if layout == "hf" else nemo, name, change, words)
 
 
 @pytest.mark.parametrize(

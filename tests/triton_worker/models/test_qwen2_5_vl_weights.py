@@ -52,6 +52,19 @@ def in_memory(path: Path, change: Callable[[dict[str, Tensor]], None] = lambda t
     return replace(checkpoint, weights=Tensors(tensors))
 
 
+def assert_does_not_fit(path: Path, name: str, change: Tensor | None, words: str) -> None:
+    """The checkpoint with that tensor in place of its own, or without any, is refused in words that name it."""
+
+    def apply(tensors: dict[str, Tensor]) -> None:
+        tensors.pop(name, None)
+        if change is not None:
+            tensors[name] = change
+
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_model(in_memory(path, apply), torch.float32, CPU)
+    assert name in str(caught.value)
+
+
 def parameters(checkpoint: Checkpoint) -> dict[str, Tensor]:
     model = load_model(checkpoint, torch.float32, CPU)
     assert isinstance(model, torch.nn.Module)

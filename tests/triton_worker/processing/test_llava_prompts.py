@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from protocol.messages import ChatMessage, PicturePart, SamplingParameters, Submit, TextPart
 from tests.triton_worker.models.llava import IMAGE, save_random, save_tokenizer
+from tests.triton_worker.processing.pictures_asked import png, processor_of
 from triton_worker.checkpoint import CheckpointError, open_checkpoint
 from triton_worker.models.llava.prompts import TOKENIZER, VICUNA
 from triton_worker.models.registry import prompts_of
 from triton_worker.processing.chat_template import ChatTemplate
 from triton_worker.processing.detokenizer import Detokenizer
-from triton_worker.processing.pictures import CentreCrop, PictureBoundsError, PictureError, PictureLimits
-from triton_worker.processing.processor import Processor
+from triton_worker.processing.pictures import CentreCrop, PictureBoundsError, PictureError
 from triton_worker.processing.tokenizer import Tokenizer
 
 MARK = "\ue000"
@@ -44,18 +43,6 @@ HUB_TEMPLATE = (
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random(tmp_path_factory.mktemp("llava"))
-
-
-def processor(path: Path) -> Processor:
-    opened = open_checkpoint(path)
-    return Processor(opened, prompts_of(opened.family).prompt_format(opened), PictureLimits())
-
-
-def png(height: int, width: int) -> bytes:
-    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def ask(*content: TextPart | PicturePart) -> tuple[ChatMessage, ...]:
@@ -185,7 +172,7 @@ def test_a_request_becomes_token_ids_and_pixels(checkpoint: Path) -> None:
     submit = Submit(
         request_id="r", model="m", messages=ask(*content), pictures=pictures, sampling=SamplingParameters(max_tokens=4)
     )
-    made = processor(checkpoint)
+    made = processor_of(checkpoint)
     prompt = made.prepare(submit, "e", 1024)
     assert [picture.pixels.shape for picture in prompt.pictures] == [(56, 56, 3)] * 2
     assert prompt.prompt_token_ids[0] == 1

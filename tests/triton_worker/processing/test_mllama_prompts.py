@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 
 from protocol.messages import ChatMessage, PicturePart, SamplingParameters, Submit, TextPart
 from tests.triton_worker.models.mllama import IMAGE, SIDE, TILE_TOKENS, save_random, save_tokenizer
+from tests.triton_worker.processing.pictures_asked import png, processor_of
 from triton_worker.checkpoint import open_checkpoint
 from triton_worker.models.mllama.prompts import LLAMA_3, TOKENIZER
 from triton_worker.models.registry import prompts_of
 from triton_worker.processing.chat_template import ChatTemplate
-from triton_worker.processing.pictures import PictureBoundsError, PictureError, PictureLimits
-from triton_worker.processing.processor import Processor
+from triton_worker.processing.pictures import PictureBoundsError, PictureError
 from triton_worker.processing.refusal import RequestRefused
 from triton_worker.processing.tiles import Tiles, arrangements
 from triton_worker.processing.tokenizer import Tokenizer
@@ -32,18 +31,6 @@ SIZES = [(56, 56), (40, 90), (333, 57), (57, 56), (700, 701), (1, 1), (5, 900), 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random(tmp_path_factory.mktemp("mllama"))
-
-
-def processor(path: Path) -> Processor:
-    opened = open_checkpoint(path)
-    return Processor(opened, prompts_of(opened.family).prompt_format(opened), PictureLimits())
-
-
-def png(height: int, width: int) -> bytes:
-    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def submit(*content: TextPart | PicturePart, pictures: tuple[bytes, ...] = ()) -> Submit:
@@ -92,7 +79,7 @@ def test_a_picture_too_long_is_refused_before_it_is_made_large() -> None:
 
 def test_a_request_becomes_token_ids_and_tiles(checkpoint: Path) -> None:
     content = (PicturePart(index=0), TextPart(text="hat <|image|> <|eot_id|>"), PicturePart(index=1))
-    prompt = processor(checkpoint).prepare(submit(*content, pictures=(png(70, 200), png(56, 56))), "e", 1024)
+    prompt = processor_of(checkpoint).prepare(submit(*content, pictures=(png(70, 200), png(56, 56))), "e", 1024)
     assert [picture.pixels.shape for picture in prompt.pictures] == [(SIDE, 3 * SIDE, 3), (SIDE, SIDE, 3)]
     assert prompt.prompt_token_ids.count(IMAGE) == 2  # what the user typed is text
     end = 256 + 4
@@ -102,7 +89,7 @@ def test_a_request_becomes_token_ids_and_tiles(checkpoint: Path) -> None:
 
 def test_pictures_that_the_cache_has_no_room_for_are_refused(checkpoint: Path) -> None:
     asked = submit(PicturePart(index=0), pictures=(png(112, 112),))
-    made = processor(checkpoint)
+    made = processor_of(checkpoint)
     made.prepare(asked, "e", 1024, 4 * TILE_TOKENS)
     with pytest.raises(RequestRefused) as refused:
         made.prepare(asked, "e", 1024, 4 * TILE_TOKENS - 1)

@@ -67,5 +67,22 @@ def decoder_tensors(parameter: Parameter, text: DecoderConfig, names: DecoderNam
         yield f"{names.layer(parameter.layer)}.{module}.{parameter.kind}", part
 
 
+def decoder_settings(text: DecoderConfig, seq_length: int) -> dict[str, Any]:
+    """The settings that every family's decoder has, by transformers' names."""
+    return {
+        "hidden_act": "silu",
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "max_position_embeddings": seq_length,
+        "num_attention_heads": text.num_heads,
+        "num_hidden_layers": text.num_layers,
+        "num_key_value_heads": text.num_kv_heads,
+        "rms_norm_eps": text.norm_eps,
+        "rope_theta": text.rope_theta,
+        "tie_word_embeddings": text.tied_embeddings,
+        "vocab_size": text.vocab_size,
+    }
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

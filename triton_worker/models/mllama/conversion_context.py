@@ -12,7 +12,7 @@ import torch
 from triton_worker.checkpoint.checkpoint import Checkpoint
 from triton_worker.checkpoint.errors import CheckpointError
 from triton_worker.checkpoint.fiddle_graph import Config, Symbol
-from triton_worker.models.conversion import nemo, nemo_context
+from triton_worker.models.conversion import huggingface, nemo, nemo_context
 from triton_worker.models.conversion.source import stored_dtype
 from triton_worker.models.decoder.config import DecoderConfig
 from triton_worker.models.decoder.rope import Llama3Scaling
@@ -144,21 +144,11 @@ def model_settings(config: MllamaConfig, source: Checkpoint, tokenizer: Tokenize
         **tokenizer.picture_token_ids,
         "text_config": {
             "model_type": "mllama_text_model",
+            **huggingface.decoder_settings(text, source.seq_length),
             "cross_attention_layers": list(text.cross_attention_layers),
             "eos_token_id": sorted(tokenizer.end_token_ids),
-            "hidden_act": "silu",
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "max_position_embeddings": source.seq_length,
-            "num_attention_heads": text.num_heads,
-            "num_hidden_layers": text.num_layers,
-            "num_key_value_heads": text.num_kv_heads,
             "pad_token_id": None,  # transformers' own is beyond smaller vocabularies
-            "rms_norm_eps": text.norm_eps,
             "rope_scaling": rope,
-            "rope_theta": text.rope_theta,
-            "tie_word_embeddings": False,
-            "vocab_size": text.vocab_size,
         },
         "vision_config": {
             "model_type": "mllama_vision_model",
