@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -12,11 +13,18 @@ async def answer_to(port: int, request: bytes, seconds: float = 10.0) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request)
-        return await asyncio.wait_for(reader.read(-1), seconds)
-    except ConnectionResetError:
-        return b""
+        return await asyncio.wait_for(all_of(reader), seconds)
     finally:
         writer.close()
+
+
+async def all_of(reader: asyncio.StreamReader) -> bytes:
+    """All that comes until the connection ends; a server that leaves bytes unread ends it with a reset."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := await reader.read(65536):
+            received += piece
+    return received
 
 
 def status(answer: bytes) -> int:

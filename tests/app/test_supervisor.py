@@ -40,17 +40,22 @@ async def test_processes_share_the_port_and_a_dead_one_is_replaced(worker: Scrip
             async def ask(prompt: str) -> httpx.Response:
                 return await other.post(GENERATE, json={"prompt": prompt, "params": {"stream": True}})
 
-            waiting = [asyncio.create_task(ask("start_and_hang")) for _ in range(24)]
-            await until(lambda: worker.running == 24)
-            sessions = {c.session_id for c in worker.controls if c.messages}
-            assert len(sessions) == 2, "both take requests"
+            def serving() -> set[str]:
+                return {c.session_id for c in worker.controls if c.messages}
 
-            while (await samples(other))["time_to_first_token_seconds_count"] < 24:
+            waiting: list[asyncio.Task[httpx.Response]] = []
+            while len(serving()) < 2:  # whichever process wakes first takes all connections that it finds
+                assert len(waiting) < 200, "both take requests"
+                waiting.append(asyncio.create_task(ask("start_and_hang")))
+                await until(lambda: worker.running == len(waiting))
+            hanging = len(waiting)
+
+            while (await samples(other))["time_to_first_token_seconds_count"] < hanging:
                 await asyncio.sleep(0.05)
             os.kill(first[0], signal.SIGKILL)
             await asyncio.sleep(0.5)
             lost = [task for task in waiting if task.done()]
-            assert 0 < len(lost) < 24
+            assert 0 < len(lost) < hanging
             assert all(isinstance(task.exception(), httpx.TransportError) for task in lost)
             for i in range(10):
                 assert (await ask(f"answer {i}")).status_code == 200
@@ -63,7 +68,7 @@ async def test_processes_share_the_port_and_a_dead_one_is_replaced(worker: Scrip
                 found = await samples(other)
                 assert found["generation_tokens_total"] == 20
                 assert found['request_success_total{finished_reason="stop"}'] == 10
-                assert found["time_to_first_token_seconds_count"] == 24 + 10
+                assert found["time_to_first_token_seconds_count"] == hanging + 10
                 assert found[route] == 10
                 assert found[f'worker_ready{{worker="{worker.url}"}}'] == 1
             for task in waiting:
