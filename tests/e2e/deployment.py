@@ -54,9 +54,13 @@ class Deployment:
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def named(self, part: str) -> psutil.Process:
-        """The descendant whose command line contains `part`; the outermost of them."""
-        return next(p for p in self.descendants() if part in " ".join(p.cmdline()))
+    def named(self, part: str) -> list[psutil.Process]:
+        """The descendants whose command lines contain `part`, outermost first."""
+        found = []
+        for process in self.descendants():
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that ended since
+                found += [process] if part in " ".join(process.cmdline()) else []
+        return found
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from tests.e2e.deployment import FIXTURE, ROOT, START_SECONDS, Deployment, command, deployed, free_ports, wait_until
+from tests.e2e.reference_wire import ask
+from triton_worker.serving.leftovers import RUN_VARIABLE
 
 ROUTE = "/v1/multimodal/generate"
 
@@ -23,23 +25,24 @@ def long_request(tokens: int) -> dict[str, object]:
     return {"prompt": "Talk.", "params": {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}}
 
 
-def traces() -> set[Path]:
-    """What a worker may leave in shared memory and /tmp."""
-    patterns = [("/dev/shm", "psm_*"), ("/dev/shm", "pytrtion*"), ("/tmp", "folder*"), ("/tmp", "python_env_*")]
-    runs = Path(f"/tmp/multimodal-worker-{os.getuid()}")
-    return {path for directory, pattern in patterns for path in Path(directory).glob(pattern)} | set(runs.glob("*"))
+def traces(deployment: Deployment) -> set[Path]:
+    """What its processes hold in shared memory and /tmp."""
+    found: set[Path] = set()
+    for process in deployment.descendants():
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            words = Path(f"/proc/{process.pid}/maps").read_text().split() + process.cmdline()
+            found |= {Path(word) for word in words if word.startswith("/dev/shm/")}
+            found |= {Path(*Path(word).parts[:3]) for word in words if word.startswith("/tmp/folder")}
+            found |= {Path(process.environ()[name]) for name in {RUN_VARIABLE} & set(process.environ())}
+    return {path for path in found if path.exists()}
+
+
+def left(traces: set[Path]) -> set[Path]:
+    return {path for path in traces if path.exists()}
 
 
 def wait_gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     return list(psutil.wait_procs(processes, timeout=seconds)[1])
-
-
-def has_triton(deployment: Deployment) -> bool:
-    for process in deployment.descendants():
-        with contextlib.suppress(psutil.NoSuchProcess):  # one that ended since
-            if "tritonserver" in process.name():
-                return True
-    return False
 
 
 def assert_ports_free(deployment: Deployment) -> None:
@@ -50,14 +53,15 @@ def assert_ports_free(deployment: Deployment) -> None:
 
 
 def test_asked_to_end_it_finishes_what_runs_and_leaves_nothing(tmp_path: Path) -> None:
-    before = traces()
     with deployed(tmp_path) as deployment, ThreadPoolExecutor(4) as pool:
         family = deployment.descendants()
-        assert {"tritonserver", "engine"} & {p.name() for p in family} or len(family) > 5
+        assert len(family) > 5
         answers = [
             pool.submit(httpx.post, deployment.url + ROUTE, json=long_request(1000), timeout=60) for _ in range(4)
         ]
         wait_until(lambda: deployment.requests_running == 4)
+        held = traces(deployment)
+        assert {path.parent.name for path in held} >= {"shm", "tmp"}, held
         deployment.process.send_signal(signal.SIGINT)  # Ctrl-C; test_tracing.py ends its own by SIGTERM
         assert deployment.process.wait(60) == 0, deployment.log
         for answer in answers:
@@ -66,53 +70,92 @@ def test_asked_to_end_it_finishes_what_runs_and_leaves_nothing(tmp_path: Path) -
             assert result.json()["usage"]["completion_tokens"] == 1000
         assert wait_gone(family, 5) == []
         assert_ports_free(deployment)
-    assert traces() <= before
+    assert left(held) == set()
     assert "Traceback" not in deployment.log
     assert "leaked" not in deployment.log
 
 
 def test_asked_to_end_while_it_starts_it_does_not_start_first(tmp_path: Path) -> None:
-    before = traces()
     with deployed(tmp_path, wait=False) as deployment:
-        wait_until(lambda: has_triton(deployment), START_SECONDS)
-        family = deployment.descendants()
+        wait_until(lambda: deployment.named("bin/tritonserver"), START_SECONDS)
+        family, held = deployment.descendants(), traces(deployment)
         assert deployment.stop() == 0, deployment.log
         assert wait_gone(family, 5) == []
         assert_ports_free(deployment)
-    assert traces() <= before
+    assert left(held) == set()
     assert "Ready" not in deployment.log
     assert "Traceback" not in deployment.log
 
 
-@pytest.mark.parametrize("victim", ["bin/tritonserver", "-m triton_worker "])
-def test_a_part_that_dies_ends_every_request_and_the_rest(tmp_path: Path, victim: str) -> None:
-    before = traces()
+def test_a_worker_that_dies_ends_every_request_and_the_rest(tmp_path: Path) -> None:
     with deployed(tmp_path) as deployment, ThreadPoolExecutor(2) as pool:
-        family = deployment.descendants()
-        answers = [
-            pool.submit(httpx.post, deployment.url + ROUTE, json=long_request(3500), timeout=60) for _ in range(2)
-        ]
-        time.sleep(1.0)
-        deployment.named(victim).kill()
-        killed_at = time.monotonic()
-        for answer in answers:
-            # A gateway that is already going down may close the connection; a request is never left hanging.
-            with contextlib.suppress(httpx.TransportError):
-                result = answer.result()
-                assert result.status_code == 503, result.text
-        assert time.monotonic() - killed_at < 15
+        family, held = deployment.descendants(), traces(deployment)
+        lost_when_killed(deployment, "-m triton_worker ", pool)
         assert deployment.process.wait(60) == 1
         assert wait_gone(family, 5) == []
-    assert traces() <= before
+    assert left(held) == set()
+
+
+def test_triton_is_started_again_while_the_engine_goes_on(tmp_path: Path) -> None:
+    with deployed(tmp_path) as deployment, ThreadPoolExecutor(2) as pool:
+        engine, first = deployment.named("engine.rank"), traces(deployment)
+        text = answered(deployment)
+        lost_when_killed(deployment, "bin/tritonserver", pool)
+        wait_until(lambda: not deployment.is_ready(), 10)
+        wait_until(lambda: answered(deployment) == text, START_SECONDS)
+        assert ask(deployment, "What is this?", max_length=5)  # Triton's own clients too
+        assert deployment.named("engine.rank") == engine
+        assert deployment.requests_running == 0
+        second = traces(deployment)
+        assert left(first - second) <= {path for path in first if path.parent == Path("/tmp")}, "its segments are freed"
+        assert deployment.stop() == 0, deployment.log
+    assert left(first | second) == set()
+
+
+def test_a_stub_that_stood_still_does_not_end_the_worker(tmp_path: Path) -> None:
+    """Triton counts it as dead after a second, and then mistakes each answer for another's until it crashes."""
+    with deployed(tmp_path) as deployment, ThreadPoolExecutor(1) as pool:
+        engine, text = deployment.named("engine.rank"), answered(deployment)
+        (stub,) = [p for p in deployment.named("gateway_control") if p.name().startswith("triton_python")]
+        stub.suspend()
+        asked = pool.submit(answered, deployment)
+        time.sleep(3.0)
+        stub.resume()
+        assert asked.result() is None
+        wait_until(lambda: answered(deployment) == text, START_SECONDS)
+        assert deployment.named("engine.rank") == engine
+
+
+def answered(deployment: Deployment) -> str | None:
+    """The text of a short answer, or nothing if there is none."""
+    answer = httpx.post(deployment.url + ROUTE, json=long_request(5), timeout=60)
+    if answer.status_code != 200:
+        assert answer.status_code == 503, answer.text
+        return None
+    text: str = answer.json()["choices"][0]["text"]
+    return text
+
+
+def lost_when_killed(deployment: Deployment, victim: str, pool: ThreadPoolExecutor) -> None:
+    """Kill a part in the middle of requests, none of which may be left hanging."""
+    answers = [pool.submit(httpx.post, deployment.url + ROUTE, json=long_request(3500), timeout=60) for _ in range(2)]
+    wait_until(lambda: deployment.requests_running == 2)
+    deployment.named(victim)[0].kill()
+    killed_at = time.monotonic()
+    for answer in answers:
+        # A gateway that is already going down may close the connection.
+        with contextlib.suppress(httpx.TransportError):
+            result = answer.result()
+            assert result.status_code == 503, result.text
+    assert time.monotonic() - killed_at < 15
 
 
 def test_a_worker_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
-    before = traces()
     with deployed(tmp_path / "first") as first:
         httpx.post(first.url + ROUTE, json=long_request(5), timeout=60)
-        family = first.descendants()
+        family, held = first.descendants(), traces(first)
         time.sleep(6)  # the worker writes its traces down every five seconds
-        worker = first.named("-m triton_worker ")
+        (worker,) = first.named("-m triton_worker ")
         os.kill(first.process.pid, signal.SIGSTOP)  # a launcher that cannot sweep
         worker.kill()
         time.sleep(0.5)
@@ -122,7 +165,7 @@ def test_a_worker_sweeps_what_a_killed_one_left(tmp_path: Path) -> None:
     with deployed(tmp_path / "second", wait=False) as second:
         assert wait_gone(family, 60) == []
         assert second.process.poll() is None
-    assert traces() <= before
+    assert left(held) == set()
 
 
 def cut(name: str, directory: Path) -> Path:

@@ -318,6 +318,12 @@ class Front:
         self._refusal = refusal
         self._tell_status()
 
+    def on_triton_exit(self) -> None:
+        """Triton is gone, and with it everyone who waits for an answer: end every request and every stream."""
+        self._fail_all(_LOST)
+        for session_id in list(self._clients):
+            self.close_session(session_id)
+
     def drain(self) -> None:
         """Take no more requests; those in flight go on."""
         self._refusal = _STOPPING
@@ -341,6 +347,9 @@ class Front:
     def _end_all(self, error: RequestError) -> None:
         self._refusal = error
         self._started.set()
+        self._fail_all(error)
+
+    def _fail_all(self, error: RequestError) -> None:
         for place in list(self._places.values()):
             place.generation.fail(error)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import shutil
@@ -59,12 +60,12 @@ class RunDirectory:
         os.environ[RUN_VARIABLE] = str(self.path)
         self._environments_before = _python_environments()
         self._traces: set[Path] = set()
+        self._workspaces = itertools.count()
         self._visible: set[str] = set()
 
-    @property
-    def workspace(self) -> Path:
-        """A path for PyTriton's workspace; PyTriton makes it."""
-        return self.path / "workspace"
+    def new_workspace(self) -> Path:
+        """A path for the workspace of another Triton; PyTriton makes it."""
+        return self.path / f"workspace-{next(self._workspaces)}"
 
     def note_traces(self) -> None:
         """Write down what this process and its children hold outside the directory now, for a successor.

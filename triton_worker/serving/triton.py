@@ -6,6 +6,8 @@ What PyTriton 0.7 does under load and faults was measured; the shape of this mod
 - Triton keeps every response of a stream until the stream ends, so a long one gives way to the next.
 - A callable that raises sends a traceback to the caller: ours answer faults as data and never raise.
 - A model that is not decoupled answers one batch at a time: the reference model gets a stub of our own that does not.
+- A Python stub that stands still for a second while Triton waits for it (a machine that was paused, say) makes Triton
+  take each later answer for that of the call before, from memory that is free again, until it crashes.
 - Each bound model has an event loop of its own; ours hop to the front's loop, where all state lives.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import sysconfig
 import threading
 from collections.abc import AsyncIterator, Coroutine
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import tritonclient.grpc as grpc
 from msgspec import structs
 from numpy.typing import NDArray
 from pytriton.model_config import ModelConfig, Tensor
@@ -70,6 +74,7 @@ class TritonServer:
         _put_python_library_first()
         self._front = front
         self._loop = loop
+        self._grpc_target = addresses.grpc_target
         self._connected = False
         self._triton = Triton(
             workspace=workspace,
@@ -140,6 +145,32 @@ class TritonServer:
     def is_alive(self) -> bool:
         """Whether Triton and the threads behind its models live."""
         return bool(self._triton.is_alive())
+
+    def probe(self, timeout_seconds: float) -> bool:
+        """Whether a call still comes through Triton to the front: its own health does not tell."""
+        # Not by way of a proxy that the environment may name.
+        direct = [("grpc.enable_http_proxy", 0)]
+        client = grpc.InferenceServerClient(self._grpc_target, channel_args=direct)
+        try:
+            message = wire.to_tensor(Control(f"probe-{secrets.token_hex(4)}"))
+            tensor = grpc.InferInput(wire.MESSAGE_TENSOR, list(message.shape), "UINT8")
+            tensor.set_data_from_numpy(message)
+            client.infer(wire.CONTROL_MODEL, [tensor], client_timeout=timeout_seconds)
+            return True
+        except Exception as error:
+            logger.warning("Triton did not answer a probe: %s", error)
+            return False
+        finally:
+            client.close()
+
+    def kill(self) -> None:
+        """End Triton's process at once, whatever it does, and free its shared memory; its stubs notice and end too."""
+        server = self._triton._triton_server
+        if server is not None and server.is_alive():
+            server._tritonserver_running_cmd.process.kill()
+        prefix = self._triton._python_backend_config["shm-region-prefix-name"]
+        for segment in Path("/dev/shm").glob(f"{prefix}*"):
+            segment.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Stop Triton; gives up after some seconds, because PyTriton's own stop sometimes hangs.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import socket
 import sys
 import tempfile
@@ -14,11 +13,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import tritonclient.grpc as triton_client
 from tqdm import tqdm
 
-from protocol import tracing, wire
-from protocol.messages import Control
+from protocol import tracing
 from triton_worker.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from triton_worker.engine.messages import CaptureProgress, FromEngine, LoadProgress
 from triton_worker.engine.process import EngineProcess
@@ -30,13 +27,15 @@ from triton_worker.processing.processor import Processor
 from triton_worker.processing.prompt_format import PromptFormat
 from triton_worker.serving.devices import DeviceError, check_rank_count, resolve_device
 from triton_worker.serving.engine_settings import engine_settings, prompt_format
+from triton_worker.serving.engine_supervisor import EngineSupervisor
 from triton_worker.serving.front import Front
 from triton_worker.serving.leftovers import RunDirectory, sweep_dead_runs
 from triton_worker.serving.reference_model import ReferenceModel
+from triton_worker.serving.restarts import RESTARTS, PartGone
 from triton_worker.serving.settings import UnusableSettings, WorkerSettings
-from triton_worker.serving.supervisor import RESTARTS, EngineGone, EngineSupervisor
 from triton_worker.serving.tracing import Tracing
 from triton_worker.serving.triton import TritonServer
+from triton_worker.serving.triton_supervisor import TritonSupervisor
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +44,6 @@ DRAIN_SECONDS = 20.0
 LONGEST_STEP_SECONDS = 600.0
 """An engine that takes longer for one step hangs."""
 _SHOWN_LOG_LINES = 20
-_PROBE_PERIOD_SECONDS = 5.0
-_PROBE_FAILURES = 3
 _PREPARING_THREADS = min(4, os.cpu_count() or 1)  # each may hold a picture of 50 megapixels
 
 
@@ -74,7 +71,7 @@ def run_worker(settings: WorkerSettings, stop_asked: threading.Event) -> int:
         worker = _Worker(settings, device, checkpoint, run_directory, stop_asked)
         worker.serve()
         return 0
-    except (CheckpointError, DeviceError, EngineGone, UnknownModelFamily, UnusableSettings, WorkerError) as error:
+    except (CheckpointError, DeviceError, PartGone, UnknownModelFamily, UnusableSettings, WorkerError) as error:
         return _fail(str(error), run_directory)
     except Exception:
         logger.exception("The worker failed.")
@@ -133,30 +130,22 @@ class _Worker:
             max_requests=settings.max_requests,
             tracing=self._tracing,
         )
-        self._triton = TritonServer(self._front, self._loop, settings.triton, run_directory.workspace)
-        self._triton.add_reference_model(
-            ReferenceModel(self._front, settings.model_name, frozenset(processor.tokenizer.special_tokens)),
-            settings.model_name,
-            settings.model_version,
-            settings.max_batch_size,
-        )
+        special_tokens = frozenset(processor.tokenizer.special_tokens)
+        self._reference_model = ReferenceModel(self._front, settings.model_name, special_tokens)
         threading.Thread(target=self._run_loop, name="front", daemon=True).start()
+        self._triton = TritonSupervisor(self._make_triton, self._on_triton_exit)
 
     def serve(self) -> None:
         """Start, say when ready, and return when asked to stop.
 
         Raises:
-            WorkerError: Triton failed.
-            EngineGone: the engine did.
+            PartGone: the engine or Triton ended, and is not started again.
         """
-        self._triton.launch()
-        connecting = ThreadPoolExecutor(1, thread_name_prefix="triton-connect").submit(self._triton.connect)
-        while not (connecting.done() and self._engine.ready):
+        while not (self._triton.ready and self._engine.ready):
             if self._stop_asked.wait(0.05):
                 return
             self._engine.check()
-            if connecting.done() and connecting.exception() is not None:
-                raise WorkerError("Triton did not start; its log above says why.") from connecting.exception()
+            self._triton.check()
         self._run_directory.note_traces()
         logger.info("Ready: %s on %s.", self._settings.model_name, self._device)
         self._watch()
@@ -173,38 +162,13 @@ class _Worker:
     # -- while it runs -------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        failures = 0
-        probed_at = time.monotonic()
         while not self._stop_asked.wait(0.5):
             self._engine.check()
             if self._front.engine_step_seconds > LONGEST_STEP_SECONDS:
                 logger.error("The engine has not finished a step for %g seconds.", LONGEST_STEP_SECONDS)
                 self._engine.kill()
-            if not self._triton.is_alive():
-                raise WorkerError("Triton ended unexpectedly.")
+            self._triton.check()
             self._run_directory.note_traces()
-            if time.monotonic() - probed_at > _PROBE_PERIOD_SECONDS:
-                failures = 0 if self._probe() else failures + 1
-                probed_at = time.monotonic()
-                if failures >= _PROBE_FAILURES:
-                    raise WorkerError(f"Triton answered none of {failures} calls in a row.")
-
-    def _probe(self) -> bool:
-        """Whether a call still comes through Triton to the front: its own health does not tell."""
-        # Not by way of a proxy that the environment may name.
-        direct = [("grpc.enable_http_proxy", 0)]
-        channel = triton_client.InferenceServerClient(self._settings.triton.grpc_target, channel_args=direct)
-        try:
-            message = wire.to_tensor(Control(f"probe-{secrets.token_hex(4)}"))
-            tensor = triton_client.InferInput(wire.MESSAGE_TENSOR, list(message.shape), "UINT8")
-            tensor.set_data_from_numpy(message)
-            channel.infer(wire.CONTROL_MODEL, [tensor], client_timeout=_PROBE_PERIOD_SECONDS)
-            return True
-        except Exception as error:
-            logger.warning("Triton did not answer a probe: %s", error)
-            return False
-        finally:
-            channel.close()
 
     def _drain(self) -> None:
         """Let requests in flight end, up to a limit."""
@@ -212,6 +176,17 @@ class _Worker:
         deadline = time.monotonic() + DRAIN_SECONDS
         while not self._front.idle and time.monotonic() < deadline and self._engine.ready:
             time.sleep(0.05)
+
+    def _make_triton(self) -> TritonServer:
+        settings = self._settings
+        triton = TritonServer(self._front, self._loop, settings.triton, self._run_directory.new_workspace())
+        triton.add_reference_model(
+            self._reference_model, settings.model_name, settings.model_version, settings.max_batch_size
+        )
+        return triton
+
+    def _on_triton_exit(self) -> None:
+        self._loop.call_soon_threadsafe(self._front.on_triton_exit)
 
     # -- the engine's and the front's threads --------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from triton_worker.engine.messages import EngineFailed, EngineReady, FromEngine, Shutdown, ToEngine
-from triton_worker.serving.supervisor import RESTARTS, WINDOW_SECONDS, EngineGone, EngineSupervisor
+from triton_worker.serving.engine_supervisor import EngineSupervisor
+from triton_worker.serving.restarts import RESTARTS, WINDOW_SECONDS, PartGone
 
 
 class ScriptedEngine:
@@ -84,7 +85,7 @@ def test_the_pause_grows_and_the_number_of_starts_is_bounded(harness: Harness) -
         harness.pass_time(0.1)
         assert len(harness.engines) == before + 1
     harness.serve_and_end()
-    with pytest.raises(EngineGone, match=r"ended unexpectedly. It has ended 4 times within 5 minutes"):
+    with pytest.raises(PartGone, match=r"ended unexpectedly. It has ended 4 times within 5 minutes"):
         harness.supervisor.check()
 
 
@@ -103,7 +104,7 @@ def test_one_that_dies_again_while_it_starts_counts_too(harness: Harness) -> Non
         harness.pass_time(0)
         harness.pass_time(60.0)
         harness.engines[-1].end()
-    with pytest.raises(EngineGone):
+    with pytest.raises(PartGone):
         harness.supervisor.check()
 
 
@@ -111,14 +112,14 @@ def test_one_that_never_served_is_given_up_with_its_first_reason(harness: Harnes
     harness.engines[0].say(EngineFailed("The shard is missing."))
     harness.engines[0].say(EngineFailed("Another rank ended."))
     harness.engines[0].end()
-    with pytest.raises(EngineGone, match=r"^The shard is missing.$"):
+    with pytest.raises(PartGone, match=r"^The shard is missing.$"):
         harness.supervisor.check()
 
 
 def test_without_restarts_the_reason_is_told_as_it_is() -> None:
     harness = Harness(restarts=0)
     harness.serve_and_end()
-    with pytest.raises(EngineGone, match=r"^The engine process ended unexpectedly.$"):
+    with pytest.raises(PartGone, match=r"^The engine process ended unexpectedly.$"):
         harness.supervisor.check()
 
 

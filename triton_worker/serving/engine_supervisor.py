@@ -9,12 +9,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from triton_worker.engine.messages import EngineFailed, EngineReady, FromEngine, ToEngine
+from triton_worker.serving.restarts import RESTARTS, PartGone, Restarts
 
 logger = logging.getLogger(__name__)
-
-RESTARTS = 3
-WINDOW_SECONDS = 300.0
-"""An engine that dies more often than ``RESTARTS`` within this time is given up."""
 
 
 class Engine(Protocol):
@@ -27,10 +24,6 @@ class Engine(Protocol):
 
 StartEngine = Callable[[Callable[[FromEngine], None], Callable[[], None]], Engine]
 """Starts an engine, given what to call with its messages, and once when it has ended."""
-
-
-class EngineGone(Exception):
-    """The engine ended and is not started again; the message says why."""
 
 
 class EngineSupervisor:
@@ -48,12 +41,11 @@ class EngineSupervisor:
         self._start = start
         self._on_message = on_message
         self._on_exit = on_exit
-        self._restarts = restarts
+        self._restarts = Restarts(restarts, clock)
         self._clock = clock
         self._ready = threading.Event()
         self._ended = threading.Event()
         self._failure: str | None = None
-        self._ends: list[float] = []
         self._restart_at: float | None = None
         self._served = False
         self._engine = start(self._take, self._end)
@@ -82,7 +74,7 @@ class EngineSupervisor:
         """Start an engine again that has ended, when it is time.
 
         Raises:
-            EngineGone: it never served, or ended too often.
+            PartGone: it never served, or ended too often.
         """
         if not self._ended.is_set():
             return
@@ -99,13 +91,8 @@ class EngineSupervisor:
         reason = self._failure or "The engine process ended unexpectedly."
         self._served = self._served or self._ready.is_set()
         if not self._served:
-            raise EngineGone(reason)
-        now = self._clock()
-        self._ends = [at for at in self._ends if now - at < WINDOW_SECONDS] + [now]
-        if len(self._ends) > self._restarts:
-            often = f" It has ended {len(self._ends)} times within {WINDOW_SECONDS / 60:g} minutes."
-            raise EngineGone(reason + (often if self._restarts else ""))
-        delay = 2.0 ** (len(self._ends) - 1)
+            raise PartGone(reason)
+        delay = self._restarts.delay(reason)
         logger.error("%s The engine is started again in %g seconds.", reason, delay)
         return delay
 
