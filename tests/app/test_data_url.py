@@ -24,6 +24,8 @@ ENCODED = base64.b64encode(DATA).decode()
         f"data:image/png; base64, {ENCODED}",
         f"data:image/png;base64,{base64.encodebytes(DATA).decode()}",
         f"data:image/png;base64,{quote(ENCODED, safe='')}",
+        f"data:image/png;base64,{ENCODED.replace('+', '%2b').replace('/', '%2f').replace('=', '%3d')}",
+        f"data:image/png;base64,{quote(base64.encodebytes(DATA).decode(), safe='')}",
     ],
 )
 def test_forms_that_are_taken(url: str) -> None:
@@ -57,6 +59,7 @@ def test_links_are_for_the_fetcher(url: str) -> None:
         ("data:image/png;base64,QU?D", 400, "not valid base64"),
         ("data:image/png;base64,QUJD%zz", 400, "not valid base64"),
         ("data:image/png;base64,QUJD%FF", 400, "not valid base64"),
+        ("data:image/png;base64,QUJD%41", 400, "not valid base64"),  # no encoder escapes a letter
         ("data:image/png;base64,QUJD§", 400, "not valid base64"),
         ("data:text/plain;base64,QUJD", 422, "by its type"),
         ("data:application/pdf;base64,QUJD", 422, "by its type"),
