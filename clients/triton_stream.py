@@ -139,7 +139,8 @@ class _Session:
             )
         except (InferenceServerException, grpc.RpcError):
             raise self._lost() from None
-        if not _message(result, ControlReply).session_known:
+        reply = _message(result, ControlReply)
+        if reply.session_id != self._id or not reply.session_known:
             raise self._lost()
 
     def close(self) -> None:

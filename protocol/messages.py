@@ -21,7 +21,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 LEASE_SECONDS = 10.0
 """A session that sent no control message for so long is closed and its requests are cancelled."""
@@ -159,6 +159,8 @@ class Control(Struct, frozen=True):
 class ControlReply(Struct, frozen=True):
     """Whether the worker took the messages. It knows no session that it did not see opened, or whose lease lapsed."""
 
+    session_id: str
+    """Of the call that this answers: a Triton that lost count of its Python models' answers gives those of others."""
     session_known: bool
 
 

@@ -55,9 +55,12 @@ class TritonLink:
             tensor = result.as_numpy(MESSAGE_TENSOR)
             if tensor is None:
                 raise LinkError("control call failed: an answer without a message")
-            return from_tensor(tensor, ControlReply)
+            reply = from_tensor(tensor, ControlReply)
         except (InferenceServerException, grpc.RpcError, MessageError) as error:
             raise LinkError(f"control call failed: {_said(error)}") from error
+        if reply.session_id != message.session_id:
+            raise LinkError("control call failed: Triton gave the reply to another call")
+        return reply
 
     async def deltas(self, opening: OpenSession) -> AsyncGenerator[DeltaBatch, None]:
         """All that the worker says to this session, until the stream ends. Raises :class:`LinkError`."""

@@ -179,6 +179,7 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self.silent = False
         self.delivered = 0
         self.knows_sessions = True
+        self.mixes_up_replies = False
         self.refusal: RequestError | None = None
         self.refuses: RequestError | None = None
         """How each request ends, at once, if set."""
@@ -241,7 +242,7 @@ class ScriptedWorker(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         if known:
             for message in control.messages:
                 self._take(control.session_id, message)
-        return _response(ControlReply(known))
+        return _response(ControlReply("another" if self.mixes_up_replies else control.session_id, known))
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
         request = await anext(requests)

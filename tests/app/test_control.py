@@ -21,7 +21,7 @@ from protocol.messages import (
     TokenDelta,
 )
 
-TAKEN = ControlReply(session_known=True)
+TAKEN = ControlReply("s", session_known=True)
 
 
 class Calls:
@@ -114,7 +114,7 @@ async def test_failed_call(calls: Calls) -> None:
 async def test_unknown_session(calls: Calls) -> None:
     calls.sender.submit(submit("a"))
     await calls.seen()
-    calls.answer(0, ControlReply(False))
+    calls.answer(0, ControlReply("s", session_known=False))
     await calls.seen()
     assert calls.unknown
 

@@ -170,6 +170,18 @@ async def test_control_call_that_fails_ends_only_its_own_requests() -> None:
         assert len(worker.session_ids) == 1
 
 
+async def test_the_reply_to_another_call_says_nothing_of_this_one() -> None:
+    worker = ScriptedWorker()
+    async with gateway_with(worker) as gateway:
+        streaming = asyncio.create_task(gateway.generate("slowly " + "word " * 30, stream=True))
+        await until(lambda: worker.running == 1)
+        worker.mixes_up_replies, worker.knows_sessions = True, False
+        assert (await gateway.generate("lost")).status_code == 503
+        worker.mixes_up_replies, worker.knows_sessions = False, True
+        assert (await streaming).text.endswith("data: [DONE]\n\n")
+        assert len(worker.session_ids) == 1
+
+
 async def test_lease_is_renewed_while_nothing_is_asked() -> None:
     async with gateway_with() as gateway:
         await until(lambda: sum(not control.messages for control in gateway.worker.controls) >= 3)

@@ -40,7 +40,7 @@ SUBMIT = Submit(
         OpenSession("s-1"),
         Control("s-1"),
         Control("s-1", (SUBMIT, Cancel("r-0"))),
-        ControlReply(session_known=True),
+        ControlReply("s-1", session_known=True),
         DeltaBatch(status=WorkerStatus(ready=True, model="demo", context_length=4096)),
         DeltaBatch(
             (

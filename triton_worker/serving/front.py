@@ -148,7 +148,7 @@ class Front:
         """Take a session's messages, and renew its lease."""
         client = self._clients.get(message.session_id)
         if client is None:
-            return ControlReply(session_known=False)
+            return ControlReply(message.session_id, session_known=False)
         client.session.renew()
         for item in message.messages:
             match item:
@@ -156,7 +156,7 @@ class Front:
                     self._submit(client, item)
                 case Cancel(request_id) if request_id in client.generations:
                     client.generations[request_id].cancel()
-        return ControlReply(session_known=True)
+        return ControlReply(message.session_id, session_known=True)
 
     async def close_lapsed_sessions(self, period_seconds: float = 1.0) -> None:
         """Runs for ever: closes the sessions of gateways that went away."""

@@ -147,21 +147,26 @@ class TritonServer:
         return bool(self._triton.is_alive())
 
     def probe(self, timeout_seconds: float) -> bool:
-        """Whether a call still comes through Triton to the front: its own health does not tell."""
+        """Whether a call still comes through Triton to the front, and its reply back: Triton's health does not tell."""
         # Not by way of a proxy that the environment may name.
         direct = [("grpc.enable_http_proxy", 0)]
         client = grpc.InferenceServerClient(self._grpc_target, channel_args=direct)
+        probe = Control(f"probe-{secrets.token_hex(4)}")
         try:
-            message = wire.to_tensor(Control(f"probe-{secrets.token_hex(4)}"))
+            message = wire.to_tensor(probe)
             tensor = grpc.InferInput(wire.MESSAGE_TENSOR, list(message.shape), "UINT8")
             tensor.set_data_from_numpy(message)
-            client.infer(wire.CONTROL_MODEL, [tensor], client_timeout=timeout_seconds)
-            return True
+            result = client.infer(wire.CONTROL_MODEL, [tensor], client_timeout=timeout_seconds)
+            reply = wire.from_tensor(result.as_numpy(wire.MESSAGE_TENSOR), ControlReply)
         except Exception as error:
             logger.warning("Triton did not answer a probe: %s", error)
             return False
         finally:
             client.close()
+        if reply.session_id != probe.session_id:
+            logger.warning("Triton answered a probe with the reply to another call.")
+            return False
+        return True
 
     def kill(self) -> None:
         """End Triton's process at once, whatever it does, and free its shared memory; its stubs notice and end too."""
@@ -190,12 +195,12 @@ class TritonServer:
             message = wire.from_tensor(requests[0].data[wire.MESSAGE_TENSOR], Control)
         except wire.MessageError:
             logger.warning("A control call held no control message.", exc_info=True)
-            return [_reply(ControlReply(session_known=False))]
+            return [_reply(ControlReply("", session_known=False))]
         try:
             return [_reply(await self._in_front(self._take(message)))]
         except Exception:
             logger.exception("A control call failed.")
-            return [_reply(ControlReply(session_known=False))]
+            return [_reply(ControlReply(message.session_id, session_known=False))]
 
     async def _take(self, message: Control) -> ControlReply:
         return self._front.control(message)

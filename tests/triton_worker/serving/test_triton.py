@@ -9,10 +9,24 @@ import pytest
 
 from protocol import wire
 from protocol.messages import DeltaBatch, OpenSession, TokenDelta, WorkerStatus
+from tests.app.scripted_worker import ScriptedWorker
 from triton_worker.serving import triton
 from triton_worker.serving.session import Session
 from triton_worker.serving.settings import TritonAddresses
 from triton_worker.serving.triton import TritonServer
+
+
+async def test_a_probe_takes_only_its_own_reply(tmp_path: Path) -> None:
+    worker = ScriptedWorker()
+    await worker.start()
+    addresses = TritonAddresses("127.0.0.1", 1, "127.0.0.1", worker.port, 3)
+    front: Any = None
+    server = TritonServer(front, asyncio.get_running_loop(), addresses, tmp_path / "workspace")
+    assert await asyncio.to_thread(server.probe, 5.0)
+    worker.mixes_up_replies = True
+    assert not await asyncio.to_thread(server.probe, 5.0)
+    await worker.stop()
+    assert not await asyncio.to_thread(server.probe, 5.0)
 
 
 async def test_a_long_stream_gives_way_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
